@@ -1,0 +1,44 @@
+"""Causal self-attention that can be run on a whole sequence or one token at a time, with the same result."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["CausalBlock"]
+
+
+class CausalBlock(nn.Module):
+    """Pre-norm transformer block with a cache of earlier keys and values.
+
+    Args:
+        width: Size of a token.
+        num_heads: Number of attention heads; divides `width`.
+    """
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width ({width}) must be a multiple of num_heads ({num_heads}).")
+        self.num_heads = num_heads
+        self.norm_in, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.to_qkv, self.from_heads = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, tokens: Tensor, cache: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Attend from new tokens (..., n, width) to themselves, causally, and to the m cached ones.
+
+        Returns:
+            Tokens (..., n, width) and the cache of m + n keys and values (..., heads, m + n, width / heads).
+        """
+        query, key, value = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
+            for part in self.to_qkv(self.norm_in(tokens)).chunk(3, dim=-1)
+        )
+        if cache is not None:
+            key, value = torch.cat([cache[0], key], dim=-2), torch.cat([cache[1], value], dim=-2)
+        num_new, num_all = query.shape[-2], key.shape[-2]
+        visible = torch.ones(num_new, num_all, dtype=torch.bool, device=tokens.device).tril(num_all - num_new)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        tokens = tokens + self.from_heads(mixed.transpose(-2, -3).flatten(-2))
+        return tokens + self.feed_forward(self.norm_out(tokens)), (key, value)

@@ -1,0 +1,60 @@
+"""What a net sees of one trial: its design and outcome in unconstrained coordinates of order one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..simulators.base import DesignSimulator
+from ..utils.history import split_history
+from ..utils.seeding import seeded
+
+__all__ = ["TrialFeatures", "mlp"]
+
+
+class TrialFeatures(nn.Module):
+    """Design (..., D) and outcome (..., O) → features (..., D + O).
+
+    Designs go through the inverse of their space's bijection, outcomes through that of theirs, and are then centred and
+    scaled by their mean and sd over the prior and random designs (measured once, with a fixed seed of its own).
+
+    Args:
+        simulator: The experiment whose trials are read.
+        num_pilot: Simulations that measure the outcomes' mean and sd.
+    """
+
+    outcome_mean: Tensor
+    outcome_sd: Tensor
+
+    def __init__(self, simulator: DesignSimulator, num_pilot: int = 512):
+        super().__init__()
+        self.design_dim, self.outcome_dim = simulator.design_dim, simulator.outcome_dim
+        self.output_dim = self.design_dim + self.outcome_dim
+        self._design_space = simulator.design_space
+        self._standardize_outcome = simulator.standardize_outcome
+        with seeded(0), torch.no_grad():
+            designs = simulator.design_space.sample((num_pilot,))
+            outcome = simulator.standardize_outcome(simulator(simulator.prior.sample((num_pilot,)), designs))
+        self.register_buffer("outcome_mean", outcome.mean(0).float())
+        self.register_buffer("outcome_sd", outcome.std(0).float().clamp_min(1e-6))
+
+    def forward(self, design: Tensor, outcome: Tensor) -> Tensor:
+        """Features (..., D + O)."""
+        read = (self._standardize_outcome(outcome) - self.outcome_mean) / self.outcome_sd
+        return torch.cat([self._design_space.standardize(design), read], dim=-1)
+
+    def of_history(self, history: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (..., n, D + O), zero where padded, and mask (..., n, 1) of a history (..., n, D + O + 1)."""
+        designs, outcomes, mask = split_history(history, self.design_dim)
+        mask = mask.unsqueeze(-1)
+        # Padding is 0, which may lie outside a space's image: no NaN may come of it.
+        return torch.where(mask > 0, self(designs, outcomes).nan_to_num(), 0.0), mask
+
+
+def mlp(input_dim: int, hidden_dims: tuple[int, ...], output_dim: int) -> nn.Sequential:
+    """Linear layers with SiLU between them."""
+    layers: list[nn.Module] = []
+    for size in hidden_dims:
+        layers += [nn.Linear(input_dim, size), nn.SiLU()]
+        input_dim = size
+    return nn.Sequential(*layers, nn.Linear(input_dim, output_dim))

@@ -1,0 +1,67 @@
+r"""Losses whose gradient in a policy's weights is that of −sPCE.
+
+**Pathwise**, where outcomes are reparameterised: differentiate the bound through designs and outcomes.
+
+**Score function**, where outcomes are discrete. With y drawn, not differentiated, and g_t the bound after t trials,
+
+    ∇ E[g_T] = E[ Σ_t (g_T − c_t) ∇ log p(y_t | θ_0, ξ_t) + ∇ g_T ],
+
+for any control variate c_t that does not depend on y_t (Foster et al. 2021, arXiv 2103.02438, eq. 12, has c_t = 0). Here
+c_t = g_{t−1} + the mean over the *other* histories of g_T − g_{t−1}: what was known before trial t says nothing of y_t,
+and the others' mean removes most of what is left. Both terms keep the expectation. `baseline="none"` is the plain form,
+for comparison.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..simulators.base import DesignSimulator
+from ..simulators.rollout import Rollout
+from .contrastive import log_likelihood_of_history, log_sum_likelihood, spce
+
+__all__ = ["Baseline", "pathwise_loss", "score_function_loss"]
+
+Baseline = Literal["prefix", "mean", "none"]
+
+
+def pathwise_loss(simulator: DesignSimulator, theta: Tensor, trials: Rollout, contrastive: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss −sPCE for reparameterised outcomes.
+
+    Args:
+        simulator: Experiment with a likelihood.
+        theta: θ_0 that the trials were simulated from, (B, P).
+        trials: Designs (B, T, D) and outcomes (B, T, O), attached to the policy's weights.
+        contrastive: θ_1, …, θ_L, (L, P).
+
+    Returns:
+        The loss, a scalar, and the bound, a detached scalar.
+    """
+    log_likelihood = log_likelihood_of_history(simulator, theta, *trials).sum(-1)
+    bound = spce(log_likelihood, log_sum_likelihood(simulator, contrastive, *trials), len(contrastive)).mean()
+    return -bound, bound.detach()
+
+
+def score_function_loss(
+    simulator: DesignSimulator, theta: Tensor, trials: Rollout, contrastive: Tensor, baseline: Baseline = "prefix"
+) -> tuple[Tensor, Tensor]:
+    """Surrogate whose gradient is the score-function gradient of −sPCE; arguments and returns as for `pathwise_loss`.
+
+    Args:
+        baseline: Control variate: "prefix" as above; "mean", the others' mean of g_T alone; "none".
+    """
+    by_trial = log_likelihood_of_history(simulator, theta, *trials)
+    log_sums = log_sum_likelihood(simulator, contrastive, *trials, every_trial=True).transpose(0, 1)
+    bounds = spce(by_trial.cumsum(-1), log_sums, len(contrastive))
+    gain, known = bounds[:, -1:].detach(), torch.nn.functional.pad(bounds[:, :-1].detach(), (1, 0))
+    if baseline == "none":
+        weight = gain
+    else:
+        advantage = gain - known if baseline == "prefix" else gain.expand_as(known)
+        others = (advantage.sum(0) - advantage) / max(1, len(advantage) - 1)
+        weight = advantage - others
+    surrogate = (weight * by_trial).sum(-1).mean() + bounds[:, -1].mean()
+    return -surrogate, gain.mean()

@@ -1,0 +1,135 @@
+"""A policy maps a history to the next design, and can do so step by step: a state, updated by each trial.
+
+Trials come one by one, in simulation and in life. A policy therefore keeps a state (a running sum, a cache, a cloud of
+particles) that one trial updates at a cost that does not grow with the trials before; `policy(history)` is the same
+computation from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..simulators.base import DesignSimulator
+from ..utils.checks import as_finite_tensor
+from ..utils.files import load_file, save_file
+
+__all__ = ["Policy", "describe_policy", "load_policy", "restore_policy"]
+
+
+class Policy(nn.Module):
+    """Base of all policies: subclasses give `initial_state`, `update` and `propose`.
+
+    Args:
+        simulator: The experiment to design.
+        **config: The other arguments the policy was built with, plain data, from which `load_policy` builds it again.
+
+    Example:
+        A subclass needs three methods::
+
+            class Alternate(Policy):
+                def initial_state(self, batch_shape=()):
+                    return torch.zeros(*batch_shape, self.design_dim)
+
+                def update(self, state, design, outcome):
+                    return 1 - state
+
+                def propose(self, state):
+                    return state
+    """
+
+    def __init__(self, simulator: DesignSimulator, **config: Any):
+        super().__init__()
+        if not isinstance(simulator, DesignSimulator):
+            raise TypeError(f"a policy is built for a DesignSimulator, got {simulator!r}.")
+        self.config = config
+        self.design_space = simulator.design_space
+        self.design_dim, self.outcome_dim = simulator.design_dim, simulator.outcome_dim
+
+    def initial_state(self, batch_shape: Sequence[int] = ()) -> Any:
+        """State before the first trial, for a batch of experiments."""
+        raise NotImplementedError
+
+    def update(self, state: Any, design: Tensor, outcome: Tensor) -> Any:
+        """State after one more trial with design (*batch, D) and outcome (*batch, O); `state` itself is not changed."""
+        raise NotImplementedError
+
+    def propose(self, state: Any) -> Tensor:
+        """Next design (*batch, D)."""
+        raise NotImplementedError
+
+    def read(self, history: Tensor) -> Any:
+        """State after a history (*batch, n, D + O + 1) in which all experiments have had the same number of trials."""
+        state = self.initial_state(history.shape[:-2])
+        num_trials = int(history[..., -1].sum(-1).max()) if history.numel() else 0
+        for trial in history[..., :num_trials, :].unbind(-2):
+            state = self.update(state, trial[..., : self.design_dim], trial[..., self.design_dim : -1])
+        return state
+
+    def forward(self, history: Tensor) -> Tensor:
+        """Next design (*batch, D) for a history (*batch, n, D + O + 1), padded or not, lengths free within the batch.
+
+        Raises:
+            ValueError: If the history has another width or is not finite.
+        """
+        history = as_finite_tensor(history, "history", last_dim=self.design_dim + self.outcome_dim + 1)
+        lengths = history[..., -1].sum(-1)
+        if lengths.numel() == 0 or (lengths == lengths.flatten()[0]).all():
+            return self.propose(self.read(history))
+        flat, flat_lengths = history.flatten(0, -3), lengths.flatten()
+        design = history.new_empty(len(flat), self.design_dim)
+        for length in flat_lengths.unique():
+            members = (flat_lengths == length).nonzero().squeeze(-1)
+            design = design.index_copy(0, members, self.propose(self.read(flat[members])))
+        return design.reshape(*history.shape[:-2], self.design_dim)
+
+    def save(self, path: str | Path) -> None:
+        """Save weights and description in one file, for `load_policy`."""
+        save_file(path, "policy", describe_policy(self))
+
+
+def describe_policy(policy: Policy) -> dict[str, Any]:
+    """A policy as plain data and tensors."""
+    return {"policy": type(policy).__name__, "config": policy.config, "weights": policy.state_dict()}
+
+
+def restore_policy(description: dict[str, Any], simulator: DesignSimulator, policy_class: type | None = None) -> Policy:
+    """Build a policy from `describe_policy`'s output.
+
+    Raises:
+        ValueError: If the policy is of an unknown class, or does not fit the simulator.
+    """
+    import sbi_bed.policies as room
+
+    name = description["policy"]
+    cls = policy_class or (getattr(room, name) if name in room.__all__ else None)
+    if cls is None:
+        raise ValueError(f"'{name}' is not one of sbi_bed's policies; give policy_class=, the class it was saved from.")
+    policy = cls(simulator, **description["config"])
+    try:
+        policy.load_state_dict(description["weights"])
+    except RuntimeError as err:
+        raise ValueError(f"the saved {name} does not fit this simulator: {err}") from err
+    return policy
+
+
+def load_policy(path: str | Path, simulator: DesignSimulator, policy_class: type | None = None) -> Policy:
+    """Load a policy that `Policy.save` wrote.
+
+    Args:
+        path: The file.
+        simulator: The experiment the policy was built for.
+        policy_class: Class of a policy that is not one of this package's.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated or foreign, or the policy does not fit the simulator.
+    """
+    content = load_file(path, "policy")
+    if not {"policy", "config", "weights"} <= content.keys():
+        raise ValueError(f"{path} lacks parts of a policy.")
+    return restore_policy(content, simulator, policy_class)

@@ -1,0 +1,38 @@
+"""Designs drawn at random: the baseline every other policy has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..simulators.base import DesignSimulator
+from .base import Policy
+
+__all__ = ["RandomPolicy"]
+
+
+class RandomPolicy(Policy):
+    """Draws from torch's global generator: any candidate, uniform between bounds, else the space's own normal.
+
+    Args:
+        simulator: The experiment to design.
+        distribution: Distribution of designs (event shape (D,)) to draw from instead.
+    """
+
+    def __init__(self, simulator: DesignSimulator, distribution: Any = None):
+        super().__init__(simulator)
+        self.distribution = distribution
+
+    def initial_state(self, batch_shape: Sequence[int] = ()) -> tuple[int, ...]:
+        """Only the batch shape."""
+        return tuple(batch_shape)
+
+    def update(self, state: tuple[int, ...], design: Tensor, outcome: Tensor) -> tuple[int, ...]:
+        """Nothing is learned from a trial."""
+        return state
+
+    def propose(self, state: tuple[int, ...]) -> Tensor:
+        """A fresh random design (*batch, D)."""
+        return self.design_space.sample(state) if self.distribution is None else self.distribution.sample(state)

@@ -1,0 +1,71 @@
+"""Causal transformer over the trials, for outcomes that depend on their order (learning, fatigue, drift).
+
+Keys and values of earlier trials are cached: one trial costs one token, in rollouts and in life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..neural_nets.attention import CausalBlock
+from ..neural_nets.trial_features import TrialFeatures
+from ..simulators.base import DesignSimulator
+from .base import Policy
+
+__all__ = ["TransformerPolicy"]
+
+
+class _State(NamedTuple):
+    summary: Tensor  # the newest token, (*batch, width)
+    caches: tuple[tuple[Tensor, Tensor], ...]
+    num_trials: int
+
+
+class TransformerPolicy(Policy):
+    """Policy that reads the trials in their order.
+
+    Args:
+        simulator: The experiment to design.
+        horizon: Largest number of trials.
+        width: Size of a token.
+        num_layers: Number of attention blocks.
+        num_heads: Attention heads of each.
+    """
+
+    def __init__(
+        self, simulator: DesignSimulator, horizon: int, width: int = 64, num_layers: int = 2, num_heads: int = 4
+    ):
+        super().__init__(simulator, horizon=horizon, width=width, num_layers=num_layers, num_heads=num_heads)
+        self.horizon = horizon
+        self.features = TrialFeatures(simulator)
+        self.embed = nn.Linear(self.features.output_dim, width)
+        self.start = nn.Parameter(0.1 * torch.randn(width))
+        self.position = nn.Parameter(0.1 * torch.randn(horizon, width))
+        self.blocks = nn.ModuleList(CausalBlock(width, num_heads) for _ in range(num_layers))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.design_space.free_dim))
+
+    def initial_state(self, batch_shape: Sequence[int] = ()) -> _State:
+        """State after the learned start token."""
+        return self._advance(self.start.expand(*batch_shape, 1, -1), (None,) * len(self.blocks), 0)
+
+    def update(self, state: _State, design: Tensor, outcome: Tensor) -> _State:
+        """Attend from one more trial to all before it."""
+        if state.num_trials >= self.horizon:
+            raise ValueError(f"this policy was built for {self.horizon} trials.")
+        token = self.embed(self.features(design, outcome)) + self.position[state.num_trials]
+        return self._advance(token.unsqueeze(-2), state.caches, state.num_trials + 1)
+
+    def propose(self, state: _State) -> Tensor:
+        """Next design (*batch, D)."""
+        return self.design_space.from_free(self.head(state.summary))
+
+    def _advance(self, tokens: Tensor, caches: tuple, num_trials: int) -> _State:
+        new_caches = []
+        for block, cache in zip(self.blocks, caches, strict=True):
+            tokens, cache = block(tokens, cache)
+            new_caches.append(cache)
+        return _State(tokens[..., -1, :], tuple(new_caches), num_trials)

@@ -1,0 +1,178 @@
+r"""Simulators with a design, x ~ p(x | θ, ξ), composed from plain callables.
+
+sbi's simulator is a callable θ → x. An experiment has one more input, the design ξ. A `DesignSimulator` joins the prior
+p(θ), the simulator (θ, ξ) → y, the space of designs and, where there is one, the log-likelihood log p(y | θ, ξ).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, biject_to, constraints
+
+from ..utils.checks import as_finite_tensor, check_count
+from .design_space import DesignSpace, as_design_space
+
+__all__ = ["DesignSimulator", "prior_log_prob"]
+
+
+class DesignSimulator:
+    """A simulator whose outcome depends on parameters and a chosen design.
+
+    Leading dimensions of theta (..., P), design (..., D) and outcome (..., O) broadcast against each other in every call.
+
+    Args:
+        prior: Distribution of theta, event shape (P,), as sbi takes it.
+        simulate: Callable (theta, design) -> outcome (..., O), random.
+        design_space: A torch constraint, candidates of shape (N, D), or a `DesignSpace`.
+        log_likelihood: Callable (theta, design, outcome) -> (...), the log density or log probability; or None.
+        outcome_shape: Shape of one outcome, (O,).
+        reparameterized: Whether an outcome is a differentiable function of theta and design given the random numbers.
+        outcome_space: Constraint on outcomes; nets read outcomes through the inverse of its bijection (so a positive
+            outcome is read in logs).
+
+    Raises:
+        ValueError: If the prior is not over vectors, or the outcome is not.
+        TypeError: If `simulate` or `log_likelihood` cannot be called.
+
+    Example:
+        >>> prior = torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1))
+        >>> simulator = DesignSimulator(
+        ...     prior, lambda theta, design: theta * design + torch.randn_like(theta * design),
+        ...     constraints.interval(torch.zeros(1), torch.ones(1)),
+        ... )
+        >>> simulator(prior.sample((5,)), torch.tensor([0.3])).shape
+        torch.Size([5, 1])
+    """
+
+    def __init__(
+        self,
+        prior: Distribution,
+        simulate: Callable[[Tensor, Tensor], Tensor],
+        design_space: Any,
+        log_likelihood: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        outcome_shape: tuple[int, ...] = (1,),
+        reparameterized: bool = False,
+        *,
+        outcome_space: constraints.Constraint = constraints.real,
+    ):
+        if not callable(simulate):
+            raise TypeError(f"simulate must be a callable (theta, design) -> outcome, got {simulate!r}.")
+        if log_likelihood is not None and not callable(log_likelihood):
+            raise TypeError("log_likelihood must be a callable (theta, design, outcome) -> log density, or None.")
+        theta = prior.sample()
+        if theta.ndim != 1:
+            raise ValueError(f"the prior must be over vectors, event shape (P,); a sample has shape {tuple(theta.shape)}.")
+        if len(outcome_shape) != 1:
+            raise ValueError(f"outcome_shape must be (O,), got {tuple(outcome_shape)}; flatten the outcome.")
+        self.prior = prior
+        self.simulate = simulate
+        self.design_space: DesignSpace = as_design_space(design_space)
+        self.outcome_shape = tuple(outcome_shape)
+        self.outcome_space = outcome_space
+        self.reparameterized = reparameterized
+        self.theta_dim = theta.shape[0]
+        self.design_dim = self.design_space.dim
+        self.outcome_dim = check_count(outcome_shape[0], "outcome_shape[0]")
+        self._log_likelihood = log_likelihood
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether a log-likelihood was given."""
+        return self._log_likelihood is not None
+
+    @property
+    def discrete(self) -> bool:
+        """Whether outcomes are discrete."""
+        return bool(getattr(self.outcome_space, "is_discrete", False))
+
+    def __call__(self, theta: Tensor, design: Tensor) -> Tensor:
+        """Simulate outcomes (..., O) for theta (..., P) and design (..., D).
+
+        Raises:
+            ValueError: If the last dimensions are not P and D, or the simulator returns another shape.
+        """
+        batch_shape = self._check(theta, design)
+        outcome = self.simulate(theta, design)
+        if outcome.shape != (*batch_shape, *self.outcome_shape):
+            raise ValueError(
+                f"the simulator returned shape {tuple(outcome.shape)} for theta {tuple(theta.shape)} and design "
+                f"{tuple(design.shape)}; expected {(*batch_shape, *self.outcome_shape)}."
+            )
+        return outcome
+
+    def log_likelihood(self, theta: Tensor, design: Tensor, outcome: Tensor) -> Tensor:
+        """Log-likelihood (...) of outcomes (..., O) under theta (..., P) and design (..., D).
+
+        Raises:
+            ValueError: If there is no likelihood, or shapes disagree.
+        """
+        if self._log_likelihood is None:
+            raise ValueError("this simulator has no likelihood; give log_likelihood= when it is built.")
+        batch_shape = torch.broadcast_shapes(self._check(theta, design), outcome.shape[:-1])
+        if outcome.shape[-1:] != self.outcome_shape:
+            raise ValueError(f"outcome must have shape (..., {self.outcome_dim}), got {tuple(outcome.shape)}.")
+        value = self._log_likelihood(theta, design, outcome)
+        if value.shape != batch_shape:
+            raise ValueError(
+                f"log_likelihood returned shape {tuple(value.shape)} for leading dimensions {tuple(batch_shape)}; it must "
+                "return one value for each, the sum over the values of an outcome."
+            )
+        return value
+
+    def check_outcome(self, outcome: Any) -> Tensor:
+        """Return `outcome` as a tensor (..., O), finite and inside the outcome space; a `ValueError` otherwise."""
+        outcome = as_finite_tensor(outcome, "outcome", last_dim=self.outcome_dim)
+        if not self.outcome_space.check(outcome).all():
+            raise ValueError(f"outcome {outcome.tolist()} lies outside the outcome space ({self.outcome_space}).")
+        return outcome
+
+    def standardize_outcome(self, outcome: Tensor) -> Tensor:
+        """Outcomes (..., O) in unconstrained coordinates, as nets read them (not yet centred or scaled)."""
+        if self.discrete or self.outcome_space is constraints.real:
+            return outcome
+        return biject_to(self.outcome_space).inv(outcome).clamp(-30.0, 30.0)
+
+    def with_prior(self, prior: Distribution) -> DesignSimulator:
+        """The same experiment under another prior."""
+        return DesignSimulator(
+            prior,
+            self.simulate,
+            self.design_space,
+            self._log_likelihood,
+            self.outcome_shape,
+            self.reparameterized,
+            outcome_space=self.outcome_space,
+        )
+
+    def _check(self, theta: Tensor, design: Tensor) -> torch.Size:
+        if theta.shape[-1:] != (self.theta_dim,):
+            raise ValueError(f"theta must have shape (..., {self.theta_dim}), got {tuple(theta.shape)}.")
+        if design.shape[-1:] != (self.design_dim,):
+            raise ValueError(f"design must have shape (..., {self.design_dim}), got {tuple(design.shape)}.")
+        try:
+            return torch.broadcast_shapes(theta.shape[:-1], design.shape[:-1])
+        except RuntimeError as err:
+            raise ValueError(
+                f"leading dimensions of theta {tuple(theta.shape)} and design {tuple(design.shape)} do not broadcast."
+            ) from err
+
+
+def prior_log_prob(prior: Distribution, theta: Tensor) -> Tensor:
+    """Log prior density (...) of theta (..., P); −inf outside the support, for any distribution that sbi takes."""
+    flat = theta.reshape(-1, theta.shape[-1])
+    inside = torch.ones(len(flat), dtype=torch.bool, device=theta.device)
+    try:
+        support = prior.support
+    except (NotImplementedError, AttributeError):
+        support = None
+    if support is not None:
+        checked = support.check(flat)
+        inside = checked if checked.ndim == 1 else checked.all(-1)
+    value = flat.new_full((len(flat),), -torch.inf)
+    if inside.any():
+        value[inside] = prior.log_prob(flat[inside]).reshape(-1)
+    return value.reshape(theta.shape[:-1])

@@ -1,0 +1,145 @@
+r"""Where designs live: a torch constraint, or a finite set of candidates.
+
+A policy net speaks in free coordinates u ∈ ℝ^F, roughly standard normal. A constrained space maps them by
+ξ = `biject_to(constraint)`(loc + scale · u). A finite space reads u as scores of its candidates and takes the best
+one; in the backward pass the choice is a softmax (a straight-through gradient).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from ..utils.checks import as_finite_tensor
+
+__all__ = ["DesignSpace", "as_design_space"]
+
+
+class DesignSpace:
+    """The designs that an experiment allows.
+
+    Args:
+        constraint: A torch constraint, e.g. `constraints.interval(low, high)` with bounds of shape (D,).
+        candidates: Instead of a constraint, the allowed designs, shape (N, D).
+        dim: Number D of design values; read from candidates or bounds where None, else 1.
+        loc: Centre of the space in free coordinates, before the bijection; scalar or (D,).
+        scale: Spread of the space in free coordinates; scalar or (D,).
+        names: Names of the D design values, for tables and pictures.
+
+    Raises:
+        ValueError: If both or neither of constraint and candidates are given, or candidates are empty or not finite.
+
+    Example:
+        >>> space = DesignSpace(constraints.interval(torch.zeros(2), torch.tensor([1.0, 100.0])))
+        >>> space.dim, space.from_free(torch.zeros(2)).tolist()
+        (2, [0.5, 50.0])
+    """
+
+    def __init__(
+        self,
+        constraint: constraints.Constraint | None = None,
+        *,
+        candidates: Any = None,
+        dim: int | None = None,
+        loc: float | Tensor = 0.0,
+        scale: float | Tensor = 1.0,
+        names: tuple[str, ...] | None = None,
+    ):
+        if (constraint is None) == (candidates is None):
+            raise ValueError("give a design space either a constraint or candidates.")
+        self.constraint = constraint
+        self.candidates: Tensor | None = None
+        if candidates is not None:
+            self.candidates = as_finite_tensor(candidates, "candidates")
+            if self.candidates.ndim != 2 or len(self.candidates) == 0:
+                raise ValueError(f"candidates must have shape (N, D) with N > 0, got {tuple(self.candidates.shape)}.")
+            self.dim = self.candidates.shape[-1]
+            self._loc, self._scale = self.candidates.mean(0), self.candidates.std(0, correction=0).clamp_min(1e-8)
+        else:
+            self.dim = _constraint_dim(constraint) if dim is None else dim
+            self._loc, self._scale = torch.as_tensor(loc).float(), torch.as_tensor(scale).float()
+            self._bijection = biject_to(constraint)
+        self.free_dim = self.dim if self.candidates is None else len(self.candidates)
+        self.names = names or tuple(f"design_{i + 1}" for i in range(self.dim))
+        if len(self.names) != self.dim:
+            raise ValueError(f"{self.dim} design values need as many names, got {self.names}.")
+
+    def from_free(self, free: Tensor) -> Tensor:
+        """Map free coordinates (..., F) to designs (..., D), differentiably."""
+        if self.candidates is None:
+            return self._bijection(self._loc.to(free) + self._scale.to(free) * free)
+        candidates = self.candidates.to(free)
+        chosen = candidates[free.argmax(-1)]
+        if not free.requires_grad:
+            return chosen
+        soft = free.softmax(-1) @ candidates
+        return chosen + soft - soft.detach()
+
+    def standardize(self, design: Tensor) -> Tensor:
+        """Describe designs (..., D) to a net: centred, of order one; the inverse of `from_free` for constraints."""
+        loc, scale = self._loc.to(design), self._scale.to(design)
+        if self.candidates is not None:
+            return (design - loc) / scale
+        return ((self._bijection.inv(design) - loc) / scale).clamp(-12.0, 12.0)
+
+    def contains(self, design: Tensor, tolerance: float = 1e-5) -> Tensor:
+        """Whether each design (..., D) is allowed, as a boolean (...); candidates match within `tolerance`, relative."""
+        if self.candidates is not None:
+            gap = ((design.unsqueeze(-2) - self.candidates.to(design)) / self._scale.to(design)).abs().amax(-1)
+            return gap.amin(-1) <= tolerance
+        inside = self.constraint.check(design)  # pyright: ignore[reportOptionalMemberAccess]
+        return inside if inside.ndim < design.ndim else inside.all(-1)
+
+    def check(self, design: Any) -> Tensor:
+        """Return `design` as a tensor (..., D) that lies in the space; a `ValueError` otherwise."""
+        design = as_finite_tensor(design, "design", last_dim=self.dim)
+        inside = self.contains(design)
+        if not inside.all():
+            bad = design[inside.logical_not()][0] if design.ndim > 1 else design
+            raise ValueError(f"design {bad.tolist()} lies outside the design space ({self}).")
+        return design
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """Random designs (*sample_shape, D): any candidate, uniform between bounds, else a standard normal u mapped in."""
+        if self.candidates is not None:
+            return self.candidates[torch.randint(len(self.candidates), sample_shape)]
+        bounds = _bounds(self.constraint)
+        if bounds is not None:
+            low, high = (torch.as_tensor(b, dtype=torch.get_default_dtype()).expand(self.dim) for b in bounds)
+            return low + (high - low) * torch.rand(*sample_shape, self.dim)
+        return self.from_free(torch.randn(*sample_shape, self.free_dim))
+
+    def __repr__(self) -> str:
+        inside = f"{self.free_dim} candidates" if self.candidates is not None else f"{self.constraint}"
+        return f"DesignSpace({inside}, dim={self.dim})"
+
+
+def as_design_space(space: Any) -> DesignSpace:
+    """A `DesignSpace` from itself, a torch constraint, or candidates of shape (N, D)."""
+    if isinstance(space, DesignSpace):
+        return space
+    if isinstance(space, constraints.Constraint):
+        return DesignSpace(space)
+    if isinstance(space, type) and issubclass(space, constraints.Constraint):
+        return DesignSpace(space())
+    return DesignSpace(candidates=space)
+
+
+def _bounds(constraint: Any) -> tuple[Any, Any] | None:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
+    return None if low is None or high is None else (low, high)
+
+
+def _constraint_dim(constraint: Any) -> int:
+    """Number of design values a constraint speaks of: the size of its bounds, the sum of its parts, else 1."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    if hasattr(constraint, "lengths"):
+        return int(sum(constraint.lengths))
+    bounds = [getattr(constraint, name, None) for name in ("lower_bound", "upper_bound")]
+    return max([b.numel() for b in bounds if isinstance(b, Tensor)] + [1])

@@ -1,0 +1,48 @@
+"""Checks of what a user hands in: one clear error each, naming the argument and the first bad place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["as_finite_tensor", "check_count"]
+
+
+def as_finite_tensor(value: Any, name: str, last_dim: int | None = None) -> Tensor:
+    """Return `value` as a floating-point tensor, all finite.
+
+    Args:
+        value: Number, sequence, array or tensor.
+        name: What to call it in an error.
+        last_dim: Required size of the last dimension, if any. A scalar becomes shape (1,).
+
+    Raises:
+        TypeError: If it cannot be read as numbers.
+        ValueError: If it holds NaN or infinity, or its last dimension is not `last_dim`.
+    """
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as err:
+        raise TypeError(f"{name} must be numbers (a tensor, an array or a sequence), got {value!r}.") from err
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.get_default_dtype())
+    if tensor.ndim == 0:
+        tensor = tensor.reshape(1)
+    if last_dim is not None and tensor.shape[-1] != last_dim:
+        raise ValueError(f"{name} must have {last_dim} values in its last dimension, got shape {tuple(tensor.shape)}.")
+    finite = torch.isfinite(tensor)
+    if not finite.all():
+        index = tuple(finite.logical_not().nonzero()[0].tolist())
+        raise ValueError(f"{name} must be finite, got {tensor[index].item()} at index {index}.")
+    return tensor
+
+
+def check_count(value: Any, name: str, minimum: int = 1) -> int:
+    """Return `value` as an int of at least `minimum`; a `ValueError` or `TypeError` otherwise."""
+    if isinstance(value, bool) or int(value) != value:
+        raise TypeError(f"{name} must be a whole number, got {value!r}.")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}.")
+    return int(value)
