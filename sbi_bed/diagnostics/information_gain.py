@@ -12,7 +12,7 @@ from ..utils.checks import check_count
 from ..utils.history import check_history
 from ..utils.seeding import seeded
 
-__all__ = ["expected_information_gain"]
+__all__ = ["InformationGain", "expected_information_gain"]
 
 
 def expected_information_gain(

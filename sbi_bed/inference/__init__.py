@@ -1,0 +1,5 @@
+"""Training policies, running experiments, inferring posteriors. Loaded on use: sbi's posteriors take seconds to import."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

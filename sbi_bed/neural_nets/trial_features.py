@@ -29,12 +29,12 @@ class TrialFeatures(nn.Module):
     def __init__(self, simulator: DesignSimulator, num_pilot: int = 512):
         super().__init__()
         self.design_dim, self.outcome_dim = simulator.design_dim, simulator.outcome_dim
-        self.output_dim = self.design_dim + self.outcome_dim
         self._design_space = simulator.design_space
         self._standardize_outcome = simulator.standardize_outcome
         with seeded(0), torch.no_grad():
             designs = simulator.design_space.sample((num_pilot,))
             outcome = simulator.standardize_outcome(simulator(simulator.prior.sample((num_pilot,)), designs))
+        self.output_dim = self._design_space.num_features + outcome.shape[-1]
         self.register_buffer("outcome_mean", outcome.mean(0).float())
         self.register_buffer("outcome_sd", outcome.std(0).float().clamp_min(1e-6))
 

@@ -36,7 +36,7 @@ class DesignSimulator:
 
     Raises:
         ValueError: If the prior is not over vectors, or the outcome is not.
-        TypeError: If `simulate` or `log_likelihood` cannot be called.
+        TypeError: If `prior` is not a distribution, or `simulate` or `log_likelihood` cannot be called.
 
     Example:
         >>> prior = torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1))
@@ -63,9 +63,16 @@ class DesignSimulator:
             raise TypeError(f"simulate must be a callable (theta, design) -> outcome, got {simulate!r}.")
         if log_likelihood is not None and not callable(log_likelihood):
             raise TypeError("log_likelihood must be a callable (theta, design, outcome) -> log density, or None.")
+        if not hasattr(prior, "sample") or not hasattr(prior, "log_prob"):
+            raise TypeError(f"prior must be a distribution with sample and log_prob, got {prior!r}.")
         theta = prior.sample()
         if theta.ndim != 1:
             raise ValueError(f"the prior must be over vectors, event shape (P,); a sample has shape {tuple(theta.shape)}.")
+        if isinstance(prior, Distribution) and len(prior.event_shape) != 1:
+            raise ValueError(
+                f"the prior must be one distribution over vectors, got a batch of {tuple(prior.batch_shape)}; wrap it in "
+                "torch.distributions.Independent(prior, 1)."
+            )
         if len(outcome_shape) != 1:
             raise ValueError(f"outcome_shape must be (O,), got {tuple(outcome_shape)}; flatten the outcome.")
         self.prior = prior
@@ -97,6 +104,8 @@ class DesignSimulator:
         """
         batch_shape = self._check(theta, design)
         outcome = self.simulate(theta, design)
+        if not isinstance(outcome, Tensor):
+            raise TypeError(f"the simulator must return a tensor, got {type(outcome).__name__}.")
         if outcome.shape != (*batch_shape, *self.outcome_shape):
             raise ValueError(
                 f"the simulator returned shape {tuple(outcome.shape)} for theta {tuple(theta.shape)} and design "
@@ -112,10 +121,13 @@ class DesignSimulator:
         """
         if self._log_likelihood is None:
             raise ValueError("this simulator has no likelihood; give log_likelihood= when it is built.")
-        batch_shape = torch.broadcast_shapes(self._check(theta, design), outcome.shape[:-1])
+        batch_shape = self._check(theta, design)
         if outcome.shape[-1:] != self.outcome_shape:
             raise ValueError(f"outcome must have shape (..., {self.outcome_dim}), got {tuple(outcome.shape)}.")
+        batch_shape = _broadcast(batch_shape, outcome.shape[:-1], "theta and design", "outcome")
         value = self._log_likelihood(theta, design, outcome)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"log_likelihood must return a tensor, got {type(value).__name__}.")
         if value.shape != batch_shape:
             raise ValueError(
                 f"log_likelihood returned shape {tuple(value.shape)} for leading dimensions {tuple(batch_shape)}; it must "
@@ -132,7 +144,11 @@ class DesignSimulator:
 
     def standardize_outcome(self, outcome: Tensor) -> Tensor:
         """Outcomes (..., O) in unconstrained coordinates, as nets read them (not yet centred or scaled)."""
-        if self.discrete or self.outcome_space is constraints.real:
+        space: Any = self.outcome_space
+        while isinstance(space, constraints.independent):
+            space = space.base_constraint
+        # By type: a copied or unpickled constraint is not the original object.
+        if self.discrete or isinstance(space, type(constraints.real)):
             return outcome
         return biject_to(self.outcome_space).inv(outcome).clamp(-30.0, 30.0)
 
@@ -153,12 +169,16 @@ class DesignSimulator:
             raise ValueError(f"theta must have shape (..., {self.theta_dim}), got {tuple(theta.shape)}.")
         if design.shape[-1:] != (self.design_dim,):
             raise ValueError(f"design must have shape (..., {self.design_dim}), got {tuple(design.shape)}.")
-        try:
-            return torch.broadcast_shapes(theta.shape[:-1], design.shape[:-1])
-        except RuntimeError as err:
-            raise ValueError(
-                f"leading dimensions of theta {tuple(theta.shape)} and design {tuple(design.shape)} do not broadcast."
-            ) from err
+        return _broadcast(theta.shape[:-1], design.shape[:-1], "theta", "design")
+
+
+def _broadcast(shape: torch.Size, other: torch.Size, name: str, other_name: str) -> torch.Size:
+    try:
+        return torch.broadcast_shapes(shape, other)
+    except RuntimeError as err:
+        raise ValueError(
+            f"leading dimensions of {name} {tuple(shape)} and {other_name} {tuple(other)} do not broadcast."
+        ) from err
 
 
 def prior_log_prob(prior: Distribution, theta: Tensor) -> Tensor:
@@ -174,5 +194,5 @@ def prior_log_prob(prior: Distribution, theta: Tensor) -> Tensor:
         inside = checked if checked.ndim == 1 else checked.all(-1)
     value = flat.new_full((len(flat),), -torch.inf)
     if inside.any():
-        value[inside] = prior.log_prob(flat[inside]).reshape(-1)
+        value[inside] = prior.log_prob(flat[inside]).reshape(-1).to(value)
     return value.reshape(theta.shape[:-1])

@@ -15,6 +15,7 @@ cannot take.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +88,24 @@ class ConstantElasticity(DesignSimulator):
         density = -0.5 * z.square() - sd.log() - 0.5 * math.log(2 * math.pi) - inside.log() - torch.log1p(-inside)
         # Only the branch that applies is given its true argument, so that an unused one cannot send NaN backwards.
         end = torch.where(at_low, (bound - mean) / sd, torch.where(at_high, (mean + bound) / sd, 0.0))
-        return torch.where(at_low | at_high, torch.special.log_ndtr(end), density)
+        return torch.where(at_low | at_high, _LogNormalCDF.apply(end), density)
+
+
+class _LogNormalCDF(torch.autograd.Function):
+    """log Φ(z), with the gradient φ(z)/Φ(z) = √(2/π) / erfcx(−z/√2).
+
+    torch's own gradient of `log_ndtr` is wrong below z ≈ −10³ and often 0, which is where most designs of this model lie.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(z)
+        return torch.special.log_ndtr(z)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (z,) = ctx.saved_tensors
+        return grad_output * math.sqrt(2 / math.pi) / torch.special.erfcx(z * -math.sqrt(0.5))
 
 
 def _default_prior() -> Distribution:

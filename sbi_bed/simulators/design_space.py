@@ -1,8 +1,9 @@
 r"""Where designs live: a torch constraint, or a finite set of candidates.
 
 A policy net speaks in free coordinates u ∈ ℝ^F, roughly standard normal. A constrained space maps them by
-ξ = `biject_to(constraint)`(loc + scale · u). A finite space reads u as scores of its candidates and takes the best
-one; in the backward pass the choice is a softmax (a straight-through gradient).
+ξ = `biject_to(constraint)`(loc + scale · u); where the bijection bends, u first saturates softly at ±6, so that no net
+can drive a design to its bound or to infinity, where gradients die. A finite space reads u as scores of its candidates
+and takes the best one; in the backward pass the choice is a softmax (a straight-through gradient).
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class DesignSpace:
         names: Names of the D design values, for tables and pictures.
 
     Raises:
-        ValueError: If both or neither of constraint and candidates are given, or candidates are empty or not finite.
+        TypeError: If the constraint is not a torch constraint.
+        ValueError: If both or neither of constraint and candidates are given, candidates are empty or not finite, or
+            dim, bounds, loc and scale do not fit together.
 
     Example:
         >>> space = DesignSpace(constraints.interval(torch.zeros(2), torch.tensor([1.0, 100.0])))
@@ -57,29 +60,55 @@ class DesignSpace:
             if self.candidates.ndim != 2 or len(self.candidates) == 0:
                 raise ValueError(f"candidates must have shape (N, D) with N > 0, got {tuple(self.candidates.shape)}.")
             self.dim = self.candidates.shape[-1]
-            self._loc, self._scale = self.candidates.mean(0), self.candidates.std(0, correction=0).clamp_min(1e-8)
+            self._loc, self._scale = self.candidates.mean(0), self.candidates.std(0, correction=0)
+            self._scale = torch.where(self._scale > 1e-6 * (1 + self._loc.abs()), self._scale, 1.0)  # else one value only
         else:
             self.dim = _constraint_dim(constraint) if dim is None else dim
             self._loc, self._scale = torch.as_tensor(loc).float(), torch.as_tensor(scale).float()
-            self._bijection = biject_to(constraint)
-        self.free_dim = self.dim if self.candidates is None else len(self.candidates)
+            self._bijection = _bijection_onto(constraint)
+            self._saturates = not isinstance(_base(constraint), type(constraints.real))
+        # What `from_free` takes and what `standardize` gives: D values, but one fewer on a simplex, and candidates' scores.
+        self.num_features = self.dim if candidates is not None else self._num_free()
+        self.free_dim = self.num_features if candidates is None else len(self.candidates)
+        if candidates is None:
+            self._check_centre()
         self.names = names or tuple(f"design_{i + 1}" for i in range(self.dim))
         if len(self.names) != self.dim:
             raise ValueError(f"{self.dim} design values need as many names, got {self.names}.")
 
+    def _num_free(self) -> int:
+        try:
+            return self._bijection.inverse_shape(torch.Size([self.dim]))[-1]
+        except RuntimeError:  # bounds of another size: `_check_centre` says so
+            return self.dim
+
+    def _check_centre(self) -> None:
+        try:
+            centre = self.from_free(torch.zeros(self.free_dim))
+            fits = self.free_dim > 0 and centre.shape == (self.dim,) and bool(self.contains(centre))
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{self} is no space of {self.dim} design values: dim, bounds, loc and scale must agree, and lower bounds "
+                "lie below upper ones."
+            )
+
     def from_free(self, free: Tensor) -> Tensor:
         """Map free coordinates (..., F) to designs (..., D), differentiably."""
         if self.candidates is None:
+            if self._saturates:
+                free = 6.0 * torch.tanh(free / 6.0)
             return self._bijection(self._loc.to(free) + self._scale.to(free) * free)
         candidates = self.candidates.to(free)
         chosen = candidates[free.argmax(-1)]
         if not free.requires_grad:
             return chosen
         soft = free.softmax(-1) @ candidates
-        return chosen + soft - soft.detach()
+        return chosen + (soft - soft.detach())
 
     def standardize(self, design: Tensor) -> Tensor:
-        """Describe designs (..., D) to a net: centred, of order one; the inverse of `from_free` for constraints."""
+        """Describe designs (..., D) to a net: unconstrained, centred, of order one, shape (..., num_features)."""
         loc, scale = self._loc.to(design), self._scale.to(design)
         if self.candidates is not None:
             return (design - loc) / scale
@@ -88,7 +117,8 @@ class DesignSpace:
     def contains(self, design: Tensor, tolerance: float = 1e-5) -> Tensor:
         """Whether each design (..., D) is allowed, as a boolean (...); candidates match within `tolerance`, relative."""
         if self.candidates is not None:
-            gap = ((design.unsqueeze(-2) - self.candidates.to(design)) / self._scale.to(design)).abs().amax(-1)
+            design = design.to(self.candidates)
+            gap = ((design.unsqueeze(-2) - self.candidates) / self._scale).abs().amax(-1)
             return gap.amin(-1) <= tolerance
         inside = self.constraint.check(design)  # pyright: ignore[reportOptionalMemberAccess]
         return inside if inside.ndim < design.ndim else inside.all(-1)
@@ -128,17 +158,31 @@ def as_design_space(space: Any) -> DesignSpace:
     return DesignSpace(candidates=space)
 
 
-def _bounds(constraint: Any) -> tuple[Any, Any] | None:
+def _bijection_onto(constraint: Any) -> Any:
+    if not isinstance(constraint, constraints.Constraint):
+        raise TypeError(f"constraint must be one of torch.distributions.constraints, got {constraint!r}.")
+    try:
+        return biject_to(constraint)
+    except NotImplementedError as err:
+        raise ValueError(f"torch has no bijection onto {constraint}; give the allowed designs as candidates.") from err
+
+
+def _base(constraint: Any) -> Any:
+    """The constraint on single values inside `independent` ones."""
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
+    return constraint
+
+
+def _bounds(constraint: Any) -> tuple[Any, Any] | None:
+    constraint = _base(constraint)
     low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
     return None if low is None or high is None else (low, high)
 
 
 def _constraint_dim(constraint: Any) -> int:
     """Number of design values a constraint speaks of: the size of its bounds, the sum of its parts, else 1."""
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
+    constraint = _base(constraint)
     if hasattr(constraint, "lengths"):
         return int(sum(constraint.lengths))
     bounds = [getattr(constraint, name, None) for name in ("lower_bound", "upper_bound")]

@@ -41,7 +41,11 @@ def as_finite_tensor(value: Any, name: str, last_dim: int | None = None) -> Tens
 
 def check_count(value: Any, name: str, minimum: int = 1) -> int:
     """Return `value` as an int of at least `minimum`; a `ValueError` or `TypeError` otherwise."""
-    if isinstance(value, bool) or int(value) != value:
+    try:
+        whole = not isinstance(value, bool) and int(value) == value
+    except (TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
         raise TypeError(f"{name} must be a whole number, got {value!r}.")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}.")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +45,9 @@ def load_file(path: str | Path, kind: str) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, ValueError) as err:
+    except OSError:
+        raise
+    except Exception as err:  # foreign bytes make the unpickler fail in any way
         raise ValueError(f"{path} cannot be read: it is truncated or not a file of sbi_bed.") from err
     if not isinstance(content, dict) or not str(content.get("format", "")).startswith("sbi_bed."):
         raise ValueError(f"{path} is not a file of sbi_bed.")

@@ -49,13 +49,14 @@ def pack_history(
         >>> x.shape, x[:, -1].tolist()
         (torch.Size([4, 5]), [1.0, 1.0, 0.0, 0.0])
     """
-    if not isinstance(designs, Tensor) or not isinstance(outcomes, Tensor):
+    if isinstance(designs, Sequence) or isinstance(outcomes, Sequence):
         if len(designs) == 0 or len(designs) != len(outcomes):
             raise ValueError(
                 f"designs and outcomes must be lists of the same, non-zero length, got {len(designs)} and {len(outcomes)}."
             )
         horizon = max(len(d) for d in designs) if horizon is None else horizon
-        return torch.stack([pack_history(d, o, horizon) for d, o in zip(designs, outcomes, strict=True)])
+        pairs = [(as_finite_tensor(d, "designs"), as_finite_tensor(o, "outcomes")) for d, o in zip(designs, outcomes, strict=True)]
+        return torch.stack([pack_history(d, o, horizon) for d, o in pairs])
     designs, outcomes = as_finite_tensor(designs, "designs"), as_finite_tensor(outcomes, "outcomes")
     if designs.ndim < 2 or designs.shape[:-1] != outcomes.shape[:-1]:
         raise ValueError(

@@ -1,0 +1,3 @@
+from . import analysis, diagnostics, inference, neural_nets, objectives, policies, simulators, utils
+
+__version__: str

@@ -1,0 +1,207 @@
+r"""What refinement in mid-experiment is worth: gains with and without it, on the same experiments.
+
+The gain of an experiment splits at the refinements τ_1 < … < τ_K (arXiv 2507.14057),
+
+    I_{1→T} = I_{1→τ_1}(π_0) + E[I^{h_{τ_1}}_{τ_1+1→τ_2}(π_1)] + … + E[I^{h_{τ_K}}_{τ_K+1→T}(π_K)].
+
+The first term is common to both. Each later one is estimated given h_τ, refined and unrefined with the same random
+numbers, and judged by a reference posterior that neither policy was fitted to: `num_reference` fresh draws of the prior,
+weighted by the likelihood of h_τ. One half of them supplies θ_0, the other the marginal likelihood.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..inference.trainers.refinement import refine_policy
+from ..objectives.bounds import InformationGain
+from ..objectives.contrastive import log_likelihood_of_history, log_sum_likelihood
+from ..simulators.base import DesignSimulator
+from ..simulators.rollout import rollout
+from ..utils.checks import check_count
+from ..utils.history import empty_history, pack_history
+from ..utils.seeding import seeded
+from .information_gain import expected_information_gain
+
+__all__ = ["StepDADGain", "step_dad_information_gain"]
+
+
+@dataclass(frozen=True)
+class StepDADGain:
+    """Paired gains of refined and unrefined policies, in nats.
+
+    Attributes:
+        shared: Bounds on the gain of the trials before the first refinement, common to both.
+        refined_samples: Gain of the later trials with refinement, for each experiment, (num_experiments,).
+        unrefined_samples: The same without.
+        noise_samples: Standard error of each experiment's paired difference, from the finite number of continuations.
+        accepted: Share of refinements that were kept.
+        reference_sizes: Effective sample size of each experiment's first reference posterior.
+    """
+
+    shared: InformationGain
+    refined_samples: Tensor
+    unrefined_samples: Tensor
+    noise_samples: Tensor
+    accepted: float
+    reference_sizes: Tensor
+
+    @property
+    def refined(self) -> float:
+        """Total gain with refinement: the lower bound of the shared part plus the mean of the rest."""
+        return self.shared.lower + float(self.refined_samples.mean())
+
+    @property
+    def unrefined(self) -> float:
+        """Total gain without refinement."""
+        return self.shared.lower + float(self.unrefined_samples.mean())
+
+    @property
+    def difference(self) -> float:
+        """Mean paired difference, refined − unrefined."""
+        return float((self.refined_samples - self.unrefined_samples).mean())
+
+    @property
+    def difference_stderr(self) -> float:
+        """Standard error of `difference` over experiments."""
+        difference = self.refined_samples - self.unrefined_samples
+        return float(difference.std() / math.sqrt(len(difference)))
+
+    def __str__(self) -> str:
+        return (
+            f"refined {self.refined:.3f}, unrefined {self.unrefined:.3f}, difference {self.difference:.3f} ± "
+            f"{self.difference_stderr:.3f} nats ({len(self.refined_samples)} experiments)"
+        )
+
+
+@torch.no_grad()
+def step_dad_information_gain(
+    policy: Any,
+    simulator: DesignSimulator,
+    horizon: int,
+    refine_after: tuple[int, ...] = (6,),
+    num_experiments: int = 32,
+    *,
+    num_reference: int = 1_000_000,
+    num_rollouts: int = 1024,
+    num_shared_rollouts: int = 1000,
+    seed: int | None = None,
+    show_progress_bars: bool = True,
+    **refinement: Any,
+) -> StepDADGain:
+    """Run Step-DAD in simulation and compare it with the unrefined policy on the same histories.
+
+    Args:
+        policy: The policy before refinement.
+        simulator: The experiment as deployed; its prior is the one that θ is drawn from, inferred and judged with.
+        horizon: Number T of trials.
+        refine_after: Trials after which the policy is refined, increasing, in [0, T).
+        num_experiments: Simulated deployments.
+        num_reference: Prior draws behind the reference posterior of each.
+        num_rollouts: Continuations that estimate each remaining gain.
+        num_shared_rollouts: Rollouts behind the shared part.
+        seed: Seed; the global generator if None.
+        show_progress_bars: Whether to show progress.
+        **refinement: Passed on to `refine_policy` (num_steps, batch_size, sample_with, …).
+
+    Raises:
+        ValueError: If `refine_after` is empty, not increasing or outside [0, T).
+    """
+    num_trials, stages = check_count(horizon, "horizon"), tuple(refine_after)
+    if not stages or list(stages) != sorted(set(stages)) or stages[0] < 0 or stages[-1] >= num_trials:
+        raise ValueError(f"refine_after must increase within [0, {horizon}), got {refine_after}.")
+    rows, accepted = [], []
+    with seeded(seed):
+        progress = tqdm(range(num_experiments), "deployments", disable=not show_progress_bars)
+        for _ in progress:
+            row, kept = _one_experiment(
+                policy, simulator, num_trials, stages, num_reference, num_rollouts, refinement
+            )
+            rows.append(row)
+            accepted += kept
+            progress.set_postfix({"difference": f"{sum(r[0] - r[1] for r in rows) / len(rows):.3f}"})
+        shared = _shared_gain(policy, simulator, stages[0], num_shared_rollouts)
+    columns = torch.tensor(rows).unbind(-1)
+    return StepDADGain(shared, *columns[:3], sum(accepted) / len(accepted), columns[3])
+
+
+def _shared_gain(policy: Any, simulator: DesignSimulator, num_trials: int, num_rollouts: int) -> InformationGain:
+    if num_trials == 0:
+        zero = torch.zeros(1)
+        return InformationGain(0.0, 0.0, 0.0, 0.0, 0, 0, zero, zero)
+    return expected_information_gain(simulator, policy, num_trials, num_rollouts)
+
+
+def _one_experiment(
+    policy: Any,
+    simulator: DesignSimulator,
+    horizon: int,
+    stages: tuple[int, ...],
+    num_reference: int,
+    num_rollouts: int,
+    refinement: dict[str, Any],
+) -> tuple[tuple[float, float, float, float], list[bool]]:
+    """(refined gain, unrefined gain, noise of their difference, reference size) after the first stage; which were kept."""
+    truth = simulator.prior.sample((1,))
+    history = _extend(simulator, policy, truth, empty_history(simulator.design_dim, simulator.outcome_dim), stages[0])
+    reference = _Reference(simulator, history, num_reference, num_rollouts)
+    unrefined = reference.gain(policy, horizon - stages[0])
+    current, kept, refined, size = policy, [], [], reference.effective_sample_size
+    for stage, end in zip(stages, (*stages[1:], horizon), strict=True):
+        if stage > stages[0]:
+            reference = _Reference(simulator, history, num_reference, num_rollouts)
+        with torch.enable_grad():
+            step = refine_policy(current, simulator, horizon, history, **refinement)
+        current = step.policy
+        kept.append(step.accepted)
+        # A policy that was kept as it is has the very gain of its twin.
+        same = not any(kept) and len(stages) == 1
+        refined.append(unrefined if same else reference.gain(current, end - stage))
+        history = _extend(simulator, current, truth, history, end - stage)
+    if len(stages) == 1:
+        noise = float((refined[0] - unrefined).std() / math.sqrt(num_rollouts))
+    else:
+        noise = math.sqrt(sum(float(part.var()) for part in (*refined, unrefined)) / num_rollouts)
+    return (sum(float(part.mean()) for part in refined), float(unrefined.mean()), noise, size), kept
+
+
+def _extend(simulator: DesignSimulator, policy: Any, truth: Tensor, history: Tensor, num_trials: int) -> Tensor:
+    """The history after `num_trials` more trials of the one true theta (1, P)."""
+    if num_trials == 0:
+        return history
+    trials = rollout(simulator, policy, truth, num_trials, history)
+    return torch.cat([history, pack_history(*trials)[0]])
+
+
+class _Reference:
+    """A large weighted sample of p(θ | h), and the gain of further trials under it, with common random numbers."""
+
+    def __init__(self, simulator: DesignSimulator, history: Tensor, num_reference: int, num_rollouts: int):
+        self.simulator, self.history = simulator, history
+        theta = simulator.prior.sample((num_reference,))
+        log_weights = torch.zeros(num_reference)
+        if len(history):
+            designs, outcomes = history[:, : simulator.design_dim], history[:, simulator.design_dim : -1]
+            for part, chunk in zip(log_weights.split(50_000), theta.split(50_000), strict=True):
+                part += log_likelihood_of_history(simulator, chunk, designs, outcomes).sum(-1)
+        weights = (log_weights - log_weights.max()).exp()
+        self.effective_sample_size = float(weights.sum().square() / weights.square().sum())
+        half = num_reference // 2
+        self.theta = theta[:half][torch.multinomial(weights[:half], num_rollouts, replacement=True)]
+        counted = (weights[half:] > 1e-7).nonzero().squeeze(-1) + half
+        self.contrastive = theta[counted]
+        self.log_weights = log_weights[counted] - log_weights[half:].logsumexp(0)
+        self.seed = int(torch.randint(2**31, ()))
+
+    def gain(self, policy: Any, num_trials: int) -> Tensor:
+        """Gain of each continuation (num_rollouts,), nats."""
+        with seeded(self.seed):
+            trials = rollout(self.simulator, policy, self.theta, num_trials, self.history if len(self.history) else None)
+        log_likelihood = log_likelihood_of_history(self.simulator, self.theta, *trials).sum(-1)
+        return log_likelihood - log_sum_likelihood(self.simulator, self.contrastive, *trials, log_weights=self.log_weights)

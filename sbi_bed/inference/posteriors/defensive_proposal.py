@@ -1,0 +1,101 @@
+r"""A proposal for importance sampling, adapted to particles but safe where they are wrong (Hesterberg 1995).
+
+    q(θ) = (1 − λ) Σ_k w_k t_ν(u; m_k, S_k) |du/dθ| + λ p(θ),   u = transform(θ).
+
+The particles are cut into K cells by k-means; each cell gives a multivariate Student-t with its mean, its covariance
+(shrunk to the mean covariance of all cells) and its share of the particles, so that rings and several modes are
+followed. The share λ of the prior bounds every importance weight by max_θ p(h | θ) / λ.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Chi2, Distribution
+
+from ...simulators.base import prior_log_prob
+from ...utils.smc import ParticleBelief
+
+__all__ = ["DefensiveProposal"]
+
+
+class DefensiveProposal:
+    """Mixture of Student-t around particles and a share of the prior; `sample` and `log_prob` as sbi's proposals.
+
+    Args:
+        belief: Particles theta (N, P) to adapt to.
+        prior: Distribution of theta.
+        transform: Bijection from theta to unconstrained coordinates.
+        num_components: Number K of cells; one for each hundred particles, at most 40, if None.
+        degrees_of_freedom: ν of the Student-t.
+        prior_share: λ.
+    """
+
+    def __init__(
+        self,
+        belief: ParticleBelief,
+        prior: Distribution,
+        transform: Any,
+        num_components: int | None = None,
+        degrees_of_freedom: float = 5.0,
+        prior_share: float = 0.1,
+    ):
+        self.prior, self.transform, self.prior_share, self._df = (
+            prior,
+            transform,
+            prior_share,
+            degrees_of_freedom,
+        )
+        free = transform(belief.resample().theta)
+        num_components = max(1, min(40, len(free) // 100)) if num_components is None else num_components
+        self._weights, self._means, covariances = _cells(free, num_components)
+        self._factors = torch.linalg.cholesky(covariances)
+
+    def sample(self, sample_shape: tuple[int, ...] = (1,)) -> Tensor:
+        """Draws of theta, shape (*sample_shape, P)."""
+        num = math.prod(sample_shape)
+        cell = torch.multinomial(self._weights, num, replacement=True)
+        noise = torch.randn(num, self._means.shape[-1]).to(self._means)
+        chi2 = Chi2(torch.tensor(self._df)).sample((num, 1)).to(noise)
+        steps = (self._factors[cell] @ (noise * (self._df / chi2).sqrt()).unsqueeze(-1)).squeeze(-1)
+        theta = self.transform.inv(self._means[cell] + steps)
+        from_prior = torch.rand(num, 1, device=theta.device) < self.prior_share
+        return torch.where(from_prior, self.prior.sample((num,)), theta).reshape(*sample_shape, -1)
+
+    def log_prob(self, theta: Tensor) -> Tensor:
+        """Log density (N,) of theta (N, P)."""
+        if len(theta) > 20_000:
+            return torch.cat([self.log_prob(chunk) for chunk in theta.split(20_000)])
+        free = self.transform(theta)
+        dim, df = free.shape[-1], self._df
+        inverse = torch.linalg.inv(self._factors)
+        distance = torch.einsum("kij,nkj->nki", inverse, free.unsqueeze(-2) - self._means).square().sum(-1)
+        constant = math.lgamma((df + dim) / 2) - math.lgamma(df / 2) - dim / 2 * math.log(df * math.pi)
+        log_scale = self._factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_kernel = constant - log_scale + self._weights.log() - (df + dim) / 2 * torch.log1p(distance / df)
+        adapted = log_kernel.logsumexp(-1) + self.transform.log_abs_det_jacobian(theta, free)
+        log_prior = prior_log_prob(self.prior, theta)
+        return torch.logaddexp(adapted + math.log1p(-self.prior_share), log_prior + math.log(self.prior_share))
+
+
+def _cells(points: Tensor, num_cells: int, num_iterations: int = 10) -> tuple[Tensor, Tensor, Tensor]:
+    """Shares (K,), means (K, P) and covariances (K, P, P) of the cells of k-means."""
+    dim = points.shape[-1]
+    scale = points.std(0).clamp_min(1e-12)
+    centers = points[torch.randperm(len(points))[:num_cells]]
+    cell = torch.zeros(len(points), dtype=torch.long, device=points.device)
+    for _ in range(num_iterations):
+        cell = torch.cdist(points / scale, centers / scale).argmin(-1)
+        member = torch.nn.functional.one_hot(cell, num_cells).to(points)
+        count = member.sum(0)
+        centers = torch.where(count.unsqueeze(-1) > 0, (member.T @ points) / count.clamp_min(1).unsqueeze(-1), centers)
+    deviation, member = points - centers[cell], torch.nn.functional.one_hot(cell, num_cells).to(points)
+    count = member.sum(0)
+    scatter = torch.einsum("nk,ni,nj->kij", member, deviation, deviation)
+    pooled = scatter.sum(0) / len(points) + torch.diag(1e-6 * scale.square())
+    covariance = (scatter + (dim + 2) * pooled) / (count + dim + 2)[:, None, None]
+    occupied = count > 0
+    return (count / count.sum())[occupied], centers[occupied], covariance[occupied]

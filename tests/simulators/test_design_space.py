@@ -1,0 +1,173 @@
+"""Design spaces: free coordinates reach the space and nothing outside it, and come back."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from sbi_bed.simulators import DesignSpace
+from sbi_bed.simulators.design_space import as_design_space
+from torch.distributions import constraints
+
+SPACES = {
+    "interval": lambda: DesignSpace(constraints.interval(torch.tensor([0.0, -5.0]), torch.tensor([1.0, 100.0]))),
+    "interval of numbers": lambda: DesignSpace(constraints.interval(-2.0, 3.0), dim=3),
+    "positive": lambda: DesignSpace(constraints.positive, dim=2, loc=torch.tensor([4.0, 0.0]), scale=torch.tensor([1.5, 1.0])),
+    "above 2": lambda: DesignSpace(constraints.greater_than(2.0)),
+    "real": lambda: DesignSpace(constraints.real, loc=3.0, scale=2.0),
+    "real vector": lambda: DesignSpace(constraints.real_vector, dim=3),
+    "independent": lambda: DesignSpace(constraints.independent(constraints.interval(torch.zeros(2), torch.ones(2)), 1)),
+    "cat": lambda: DesignSpace(
+        constraints.cat([constraints.interval(0.0, 100.0), constraints.positive, constraints.real], dim=-1, lengths=[1, 2, 1])
+    ),
+    "simplex": lambda: DesignSpace(constraints.simplex, dim=3),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_free_coordinates_map_into_the_space_and_back(name):
+    space = SPACES[name]()
+    free = 1.5 * torch.randn(200, space.free_dim, dtype=torch.float64)
+    design = space.from_free(free)
+    assert design.shape == (200, space.dim) and design.dtype == torch.float64
+    assert space.contains(design).all()
+    assert torch.equal(space.check(design), design)
+    back = space.standardize(design)
+    assert back.shape == (200, space.num_features)
+    # Where the bijection bends, u saturates softly at ±6.
+    expected = free if name.startswith("real") else 6 * torch.tanh(free / 6)
+    torch.testing.assert_close(back, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_extreme_free_coordinates_stay_inside_in_float32_and_keep_a_gradient(name):
+    space = SPACES[name]()
+    free = torch.tensor([-50.0, -5.0, 0.0, 5.0, 50.0]).unsqueeze(-1).repeat(1, space.free_dim).requires_grad_()
+    design = space.from_free(free)
+    assert torch.isfinite(design).all() and space.contains(design).all()
+    (gradient,) = torch.autograd.grad(design[..., 0].sum(), free)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[1:4].abs().sum(-1) > 0).all()
+    assert torch.isfinite(space.standardize(design)).all()
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_samples_lie_inside(name):
+    space = SPACES[name]()
+    designs = space.sample((50, 4))
+    assert designs.shape == (50, 4, space.dim) and space.contains(designs).all()
+    assert space.sample().shape == (space.dim,)
+
+
+def test_samples_between_bounds_are_uniform():
+    designs = SPACES["interval"]().sample((20_000,)).double()
+    low, high = torch.tensor([0.0, -5.0]), torch.tensor([1.0, 100.0])
+    unit = (designs - low) / (high - low)
+    torch.testing.assert_close(unit.mean(0), torch.full((2,), 0.5, dtype=torch.float64), atol=4 * (1 / 12 / 20_000) ** 0.5, rtol=0)
+    torch.testing.assert_close(unit.var(0), torch.full((2,), 1 / 12, dtype=torch.float64), atol=4 * (1 / 180 / 20_000) ** 0.5, rtol=0)
+
+
+def test_bounds_are_inside_and_beyond_is_not():
+    space = SPACES["interval"]()
+    assert space.contains(torch.tensor([[0.0, 100.0], [1.0, -5.0], [0.5, 100.1], [-0.1, 0.0]])).tolist() == [True, True, False, False]
+    assert SPACES["positive"]().contains(torch.tensor([[1.0, 2.0], [1.0, 0.0]])).tolist() == [True, False]
+    mixed = torch.tensor([[50.0, 1.0, 1.0, -9.0], [101.0, 1.0, 1.0, 0.0], [50.0, -1.0, 1.0, 0.0]])
+    assert SPACES["cat"]().contains(mixed).tolist() == [True, False, False]
+    with pytest.raises(ValueError, match=r"design \[0.5, 200.0\] lies outside the design space"):
+        space.check(torch.tensor([[0.5, 0.0], [0.5, 200.0]]))
+    with pytest.raises(ValueError, match=r"design \[0.5, 200.0\] lies outside"):
+        space.check([0.5, 200.0])
+    with pytest.raises(ValueError, match="design must have 2 values"):
+        space.check([0.5])
+    with pytest.raises(ValueError, match="design must be finite, got nan"):
+        space.check([0.5, float("nan")])
+    with pytest.raises(TypeError, match="design must be numbers"):
+        space.check("here")
+
+
+CANDIDATES = torch.tensor([[0.0, 10.0], [1.0, 20.0], [2.0, 50.0]])
+
+
+def test_candidates_are_the_whole_space():
+    space = as_design_space(CANDIDATES)
+    assert (space.dim, space.free_dim, space.num_features) == (2, 3, 2)
+    assert space.contains(CANDIDATES).all()
+    assert space.contains(torch.tensor([[0.0, 20.0], [0.5, 15.0]])).tolist() == [False, False]
+    assert space.check([1.0, 20.0]).tolist() == [1.0, 20.0]
+    with pytest.raises(ValueError, match="3 candidates"):
+        space.check([1.0, 10.0])
+    scores = torch.tensor([[3.0, 0.0, 1.0], [0.0, 0.1, 0.0]])
+    assert torch.equal(space.from_free(scores), CANDIDATES[:2])
+    standard = space.standardize(CANDIDATES)
+    torch.testing.assert_close(standard.mean(0), torch.zeros(2))
+    torch.testing.assert_close(standard.std(0, correction=0), torch.ones(2))
+    drawn = space.sample((3000,))
+    counts = torch.stack([(drawn == candidate).all(-1).sum() for candidate in CANDIDATES])
+    assert counts.sum() == 3000 and (counts - 1000).abs().max() < 4 * (3000 * 2 / 9) ** 0.5
+
+
+def test_choice_among_candidates_passes_the_softmax_gradient_straight_through():
+    space = as_design_space(CANDIDATES.double())
+    scores = torch.tensor([0.3, 1.2, -0.5], dtype=torch.float64, requires_grad=True)
+    weights = torch.tensor([1.0, -0.7], dtype=torch.float64)
+    design = space.from_free(scores)
+    assert torch.equal(design.detach(), CANDIDATES[1].double())
+    (gradient,) = torch.autograd.grad(design @ weights, scores)
+    (expected,) = torch.autograd.grad(scores.softmax(-1) @ CANDIDATES.double() @ weights, scores)
+    torch.testing.assert_close(gradient, expected)
+    assert gradient.abs().min() > 0
+
+
+def test_a_chosen_candidate_is_exactly_that_candidate_with_or_without_gradient():
+    # An offset much larger than the spread: rounding of "chosen + soft − soft" would leave the set.
+    space = as_design_space(torch.tensor([[1000.0], [1000.01], [1000.03]]))
+    scores = torch.randn(50, 3, requires_grad=True)
+    assert space.contains(space.from_free(scores)).all()
+    assert torch.equal(space.from_free(scores).detach(), space.from_free(scores.detach()))
+
+
+def test_candidates_match_across_precisions_and_constant_columns():
+    space = as_design_space([[0.1, 0.7], [0.1, 0.9]])
+    assert space.contains(torch.tensor([0.1, 0.7], dtype=torch.float64))
+    assert space.check(np.array([[0.1, 0.9]])).shape == (1, 2)
+    assert not space.contains(torch.tensor([0.2, 0.7]))
+    assert space.standardize(torch.tensor([0.1, 0.9]))[0].abs() < 1e-6
+    assert as_design_space([[5.0]]).contains(torch.tensor([5.0], dtype=torch.float64))
+
+
+def test_a_copy_behaves_as_the_original():
+    for name in SPACES:
+        space = SPACES[name]()
+        free = 3 * torch.randn(5, space.free_dim)
+        assert torch.equal(copy.deepcopy(space).from_free(free), space.from_free(free))
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: DesignSpace(), ValueError, "either a constraint or candidates"),
+        (lambda: DesignSpace(constraints.real, candidates=[[1.0]]), ValueError, "either a constraint or candidates"),
+        (lambda: DesignSpace(candidates=[1.0, 2.0]), ValueError, r"candidates must have shape \(N, D\)"),
+        (lambda: DesignSpace(candidates=torch.zeros(0, 2)), ValueError, "with N > 0"),
+        (lambda: DesignSpace(candidates=[[1.0], [float("nan")]]), ValueError, "candidates must be finite"),
+        (lambda: as_design_space("box"), TypeError, "candidates must be numbers"),
+        (lambda: DesignSpace("box"), TypeError, "must be one of torch.distributions.constraints"),
+        (lambda: DesignSpace(constraints.boolean), ValueError, "no bijection onto Boolean.*candidates"),
+        (lambda: DesignSpace(constraints.real, names=("a", "b")), ValueError, "need as many names"),
+        (lambda: DesignSpace(constraints.interval(torch.zeros(2), torch.ones(2)), dim=3), ValueError, "no space of 3 design values"),
+        (lambda: DesignSpace(constraints.interval(1.0, 0.0)), ValueError, "lower bounds lie below upper"),
+        (lambda: DesignSpace(constraints.real, loc=torch.zeros(2)), ValueError, "must agree"),
+        (lambda: DesignSpace(constraints.simplex), ValueError, "no space of 1 design values"),
+    ],
+)
+def test_what_is_no_space_is_refused(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+def test_names():
+    assert SPACES["interval"]().names == ("design_1", "design_2")
+    assert DesignSpace(constraints.real, names=("dose",)).names == ("dose",)
+    assert as_design_space(constraints.real).dim == 1
+    space = SPACES["real"]()
+    assert as_design_space(space) is space
