@@ -1,0 +1,5 @@
+"""Pictures: each function draws on given axes and returns them. Loaded on use."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

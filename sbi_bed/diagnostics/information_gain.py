@@ -65,9 +65,13 @@ def expected_information_gain(
     """
     if not simulator.has_likelihood:
         raise ValueError("expected_information_gain needs a simulator with a log_likelihood.")
+    if max_gap is not None and not max_gap >= 0:
+        raise ValueError(f"max_gap must not be negative, got {max_gap}.")
     num_trials = check_count(horizon, "horizon")
     if history is not None:
         history = check_history(history, simulator.design_dim, simulator.outcome_dim)
+        if history.ndim != 2:
+            raise ValueError(f"history must be that of one experiment, (n, D + O + 1), got {tuple(history.shape)}.")
         history = history[: int(history[:, -1].sum())]
         num_trials -= len(history)
         if num_trials < 1:

@@ -92,8 +92,8 @@ def step_dad_information_gain(
     num_rollouts: int = 1024,
     num_shared_rollouts: int = 1000,
     seed: int | None = None,
+    refinement: dict[str, Any] | None = None,
     show_progress_bars: bool = True,
-    **refinement: Any,
 ) -> StepDADGain:
     """Run Step-DAD in simulation and compare it with the unrefined policy on the same histories.
 
@@ -107,8 +107,8 @@ def step_dad_information_gain(
         num_rollouts: Continuations that estimate each remaining gain.
         num_shared_rollouts: Rollouts behind the shared part.
         seed: Seed; the global generator if None.
+        refinement: Arguments of `refine_policy` (num_steps, batch_size, sample_with, …).
         show_progress_bars: Whether to show progress.
-        **refinement: Passed on to `refine_policy` (num_steps, batch_size, sample_with, …).
 
     Raises:
         ValueError: If `refine_after` is empty, not increasing or outside [0, T).
@@ -121,7 +121,7 @@ def step_dad_information_gain(
         progress = tqdm(range(num_experiments), "deployments", disable=not show_progress_bars)
         for _ in progress:
             row, kept = _one_experiment(
-                policy, simulator, num_trials, stages, num_reference, num_rollouts, refinement
+                policy, simulator, num_trials, stages, num_reference, num_rollouts, refinement or {}
             )
             rows.append(row)
             accepted += kept

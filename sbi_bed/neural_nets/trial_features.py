@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from ..simulators.base import DesignSimulator
-from ..utils.history import split_history
 from ..utils.seeding import seeded
 
 __all__ = ["TrialFeatures", "mlp"]
@@ -25,6 +24,7 @@ class TrialFeatures(nn.Module):
 
     outcome_mean: Tensor
     outcome_sd: Tensor
+    _some_trial: Tensor
 
     def __init__(self, simulator: DesignSimulator, num_pilot: int = 512):
         super().__init__()
@@ -33,10 +33,12 @@ class TrialFeatures(nn.Module):
         self._standardize_outcome = simulator.standardize_outcome
         with seeded(0), torch.no_grad():
             designs = simulator.design_space.sample((num_pilot,))
-            outcome = simulator.standardize_outcome(simulator(simulator.prior.sample((num_pilot,)), designs))
+            raw = simulator(simulator.prior.sample((num_pilot,)), designs)
+            outcome = simulator.standardize_outcome(raw)
         self.output_dim = self._design_space.num_features + outcome.shape[-1]
         self.register_buffer("outcome_mean", outcome.mean(0).float())
         self.register_buffer("outcome_sd", outcome.std(0).float().clamp_min(1e-6))
+        self.register_buffer("_some_trial", torch.cat([designs[0], raw[0]]).float(), persistent=False)
 
     def forward(self, design: Tensor, outcome: Tensor) -> Tensor:
         """Features (..., D + O)."""
@@ -45,10 +47,10 @@ class TrialFeatures(nn.Module):
 
     def of_history(self, history: Tensor) -> tuple[Tensor, Tensor]:
         """Features (..., n, D + O), zero where padded, and mask (..., n, 1) of a history (..., n, D + O + 1)."""
-        designs, outcomes, mask = split_history(history, self.design_dim)
-        mask = mask.unsqueeze(-1)
-        # Padding is 0, which may lie outside a space's image: no NaN may come of it.
-        return torch.where(mask > 0, self(designs, outcomes).nan_to_num(), 0.0), mask
+        # Padding is 0, which may lie outside a space: some trial stands in, so that no NaN comes of it, nor of its gradient.
+        mask = history[..., -1:]
+        trials = torch.where(mask > 0, history[..., :-1], self._some_trial)
+        return torch.where(mask > 0, self(*trials.split([self.design_dim, self.outcome_dim], dim=-1)), 0.0), mask
 
 
 def mlp(input_dim: int, hidden_dims: tuple[int, ...], output_dim: int) -> nn.Sequential:

@@ -58,9 +58,13 @@ class InformationGain:
 def sampler_of(distribution: Any) -> Callable[[int], Tensor]:
     """num -> theta (num, P), from a distribution, a callable, or draws (N, P) of which fresh ones are chosen."""
     if isinstance(distribution, Tensor):
+        if distribution.ndim != 2 or len(distribution) == 0:
+            raise ValueError(f"draws of theta must have shape (N, P), N > 0, got {tuple(distribution.shape)}.")
         return lambda num: distribution[torch.randint(len(distribution), (num,))]
     if hasattr(distribution, "sample"):
         return lambda num: distribution.sample((num,))
+    if not callable(distribution):
+        raise TypeError(f"prior must be a distribution, draws (N, P), or a callable num -> theta, got {distribution!r}.")
     return distribution
 
 

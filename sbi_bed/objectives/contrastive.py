@@ -116,7 +116,8 @@ class _StreamedLogSum(torch.autograd.Function):
                     if more is not None:
                         gradient.add_(more)
         if wanted:
-            weight = 1.0 / (total[-1] if every_trial else total).unsqueeze(-1)
+            final = (total[-1] if every_trial else total).unsqueeze(-1)
+            weight = torch.where(final > 0, 1.0 / final, 0.0)  # 0: no contrastive sample allows this history
             ctx.save_for_backward(*[(gradient * weight).squeeze(1).transpose(0, 1) for gradient in gradients])
         ctx.every_trial = every_trial
         return top + total.log()

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..simulators.base import DesignSimulator
-from ..utils.checks import as_finite_tensor
 from ..utils.files import load_file, save_file
+from ..utils.history import check_history
 
 __all__ = ["Policy", "describe_policy", "load_policy", "restore_policy"]
 
@@ -46,7 +46,8 @@ class Policy(nn.Module):
         super().__init__()
         if not isinstance(simulator, DesignSimulator):
             raise TypeError(f"a policy is built for a DesignSimulator, got {simulator!r}.")
-        self.config = config
+        # Numbers of numpy or torch, as sweeps give them, are not plain data.
+        self.config = {name: value.item() if hasattr(value, "item") else value for name, value in config.items()}
         self.design_space = simulator.design_space
         self.design_dim, self.outcome_dim = simulator.design_dim, simulator.outcome_dim
 
@@ -74,17 +75,17 @@ class Policy(nn.Module):
         """Next design (*batch, D) for a history (*batch, n, D + O + 1), padded or not, lengths free within the batch.
 
         Raises:
-            ValueError: If the history has another width or is not finite.
+            ValueError: If the history has another width, is not finite, or has padding before trials.
         """
-        history = as_finite_tensor(history, "history", last_dim=self.design_dim + self.outcome_dim + 1)
+        history = check_history(history, self.design_dim, self.outcome_dim)
+        weight = next(self.parameters(), None)
+        history = history if weight is None else history.to(weight)
         lengths = history[..., -1].sum(-1)
         if lengths.numel() == 0 or (lengths == lengths.flatten()[0]).all():
             return self.propose(self.read(history))
         flat, flat_lengths = history.flatten(0, -3), lengths.flatten()
-        design = history.new_empty(len(flat), self.design_dim)
-        for length in flat_lengths.unique():
-            members = (flat_lengths == length).nonzero().squeeze(-1)
-            design = design.index_copy(0, members, self.propose(self.read(flat[members])))
+        groups = [(flat_lengths == length).nonzero().squeeze(-1) for length in flat_lengths.unique()]
+        design = torch.cat([self.propose(self.read(flat[group])) for group in groups])[torch.cat(groups).argsort()]
         return design.reshape(*history.shape[:-2], self.design_dim)
 
     def save(self, path: str | Path) -> None:
@@ -107,9 +108,12 @@ def restore_policy(description: dict[str, Any], simulator: DesignSimulator, poli
 
     name = description["policy"]
     cls = policy_class or (getattr(room, name) if name in room.__all__ else None)
-    if cls is None:
+    if not (isinstance(cls, type) and issubclass(cls, Policy)):
         raise ValueError(f"'{name}' is not one of sbi_bed's policies; give policy_class=, the class it was saved from.")
-    policy = cls(simulator, **description["config"])
+    try:
+        policy = cls(simulator, **description["config"])
+    except TypeError as err:
+        raise ValueError(f"the saved {name} cannot be built from {description['config']}: {err}") from err
     try:
         policy.load_state_dict(description["weights"])
     except RuntimeError as err:

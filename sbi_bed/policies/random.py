@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -36,3 +37,9 @@ class RandomPolicy(Policy):
     def propose(self, state: tuple[int, ...]) -> Tensor:
         """A fresh random design (*batch, D)."""
         return self.design_space.sample(state) if self.distribution is None else self.distribution.sample(state)
+
+    def save(self, path: str | Path) -> None:
+        """Save, unless designs come from a distribution of the user's own, which is no plain data."""
+        if self.distribution is not None:
+            raise ValueError("a RandomPolicy with a distribution of its own cannot be saved; build it again instead.")
+        super().save(path)

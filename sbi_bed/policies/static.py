@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..simulators.base import DesignSimulator
+from ..utils.checks import check_count
 from .base import Policy
 
 __all__ = ["StaticPolicy"]
@@ -29,9 +30,10 @@ class StaticPolicy(Policy):
     """
 
     def __init__(self, simulator: DesignSimulator, horizon: int, designs: Tensor | None = None):
+        horizon = check_count(horizon, "horizon")
         super().__init__(simulator, horizon=horizon)
         self.horizon = horizon
-        self.free = nn.Parameter(torch.randn(horizon, self.design_space.free_dim))
+        self.free = nn.Parameter(torch.randn(horizon, self.design_space.free_dim), requires_grad=designs is None)
         self.register_buffer("fixed", None)
         if designs is not None:
             designs = self.design_space.check(designs)

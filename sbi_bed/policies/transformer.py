@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..neural_nets.attention import CausalBlock
 from ..neural_nets.trial_features import TrialFeatures
 from ..simulators.base import DesignSimulator
+from ..utils.checks import check_count
 from .base import Policy
 
 __all__ = ["TransformerPolicy"]
@@ -39,6 +40,7 @@ class TransformerPolicy(Policy):
     def __init__(
         self, simulator: DesignSimulator, horizon: int, width: int = 64, num_layers: int = 2, num_heads: int = 4
     ):
+        horizon = check_count(horizon, "horizon")
         super().__init__(simulator, horizon=horizon, width=width, num_layers=num_layers, num_heads=num_heads)
         self.horizon = horizon
         self.features = TrialFeatures(simulator)

@@ -75,12 +75,23 @@ class Rollout(NamedTuple):
 
 
 def rollout(
-    simulator: DesignSimulator, policy: Any, theta: Tensor, num_trials: int, history: Tensor | None = None
+    simulator: DesignSimulator,
+    policy: Any,
+    theta: Tensor,
+    num_trials: int,
+    history: Tensor | None = None,
+    detach_outcomes: bool | None = None,
 ) -> Rollout:
     """Simulate `num_trials` trials for each theta (*batch, P), after an optional history (n, D + O + 1) common to all.
 
-    Differentiable in the policy's weights: through designs always, through outcomes where they are reparameterised.
+    Differentiable in the policy's weights: through designs always, through outcomes unless they are detached, which by
+    default those that are not reparameterised are.
+
+    Raises:
+        TypeError: If the policy is not callable, or proposes something other than a tensor.
+        ValueError: If it proposes designs of another shape.
     """
+    detach_outcomes = not simulator.reparameterized if detach_outcomes is None else detach_outcomes
     policy = as_sequential(policy, simulator)
     batch_shape = theta.shape[:-1]
     if history is None:
@@ -89,18 +100,26 @@ def rollout(
         state = policy.read(history.expand(*batch_shape, *history.shape[-2:]))
     designs, outcomes = [], []
     for trial in range(num_trials):
-        design = policy.propose(state)
-        if design.shape[-1:] != (simulator.design_dim,):
-            raise ValueError(f"the policy proposed shape {tuple(design.shape)}, expected (..., {simulator.design_dim}).")
-        design = design.expand(*batch_shape, simulator.design_dim)
+        design = _expand(policy.propose(state), batch_shape, simulator.design_dim)
         outcome = simulator(theta, design)
-        if not simulator.reparameterized:
+        if detach_outcomes:
             outcome = outcome.detach()
         if trial < num_trials - 1:
             state = policy.update(state, design, outcome)
         designs.append(design)
         outcomes.append(outcome)
     return Rollout(torch.stack(designs, dim=-2), torch.stack(outcomes, dim=-2))
+
+
+def _expand(design: Any, batch_shape: torch.Size, design_dim: int) -> Tensor:
+    if not isinstance(design, Tensor):
+        raise TypeError(f"the policy must propose a tensor, got {type(design).__name__}.")
+    if design.shape[-1:] != (design_dim,):
+        raise ValueError(f"the policy proposed shape {tuple(design.shape)}, expected (..., {design_dim}).")
+    try:
+        return design.expand(*batch_shape, design_dim)
+    except RuntimeError as err:
+        raise ValueError(f"the policy proposed shape {tuple(design.shape)} for a batch of {tuple(batch_shape)}.") from err
 
 
 class PolicySimulator:
@@ -133,13 +152,13 @@ class PolicySimulator:
 
     @torch.no_grad()
     def __call__(self, theta: Any) -> Tensor:
-        """Simulate one history for each row of theta (B, P), tensor or array.
+        """Simulate one history for each theta (..., P), tensor or array.
 
         Raises:
             ValueError: If theta is not finite or not (..., P).
         """
         theta = as_finite_tensor(theta, "theta", last_dim=self.simulator.theta_dim).float()
-        batch = torch.atleast_2d(theta)
+        batch = theta.reshape(-1, theta.shape[-1])
         x = pack_history(*rollout(self.simulator, self.policy, batch, self.horizon))
         if self.min_trials < self.horizon:
             lengths = torch.randint(self.min_trials, self.horizon + 1, (len(batch), 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,6 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 
 def save_file(path: str | Path, kind: str, content: dict[str, Any]) -> None:
     """Save tensors and plain data (numbers, strings, lists, dicts) as a file of this `kind`."""
-    import io
-
     buffer = io.BytesIO()
     torch.save({"format": f"sbi_bed.{kind}", "version": __version__, **content}, buffer)
     write_atomically(path, buffer.getvalue())
@@ -43,11 +42,10 @@ def load_file(path: str | Path, kind: str) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is truncated, or not one that this package wrote, or of another kind.
     """
+    data = Path(path).read_bytes()
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as err:  # foreign bytes make the unpickler fail in any way
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as err:  # foreign bytes make the reader fail in any way
         raise ValueError(f"{path} cannot be read: it is truncated or not a file of sbi_bed.") from err
     if not isinstance(content, dict) or not str(content.get("format", "")).startswith("sbi_bed."):
         raise ValueError(f"{path} is not a file of sbi_bed.")

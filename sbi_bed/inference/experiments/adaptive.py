@@ -6,6 +6,7 @@ very design that would have come next: the file holds the policy, the seed and e
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import math
@@ -22,9 +23,9 @@ from ...utils.checks import as_finite_tensor, check_count
 from ...utils.history import pack_history
 from ...utils.seeding import seeded
 from .journal import Journal, plain_to_tensor, tensor_to_plain
-from .proposing import Limits, choose_design
-from .saved import SavedExperiment, plain_to_policy, policy_to_plain
-from .stopping import as_rule, restore_rule
+from .limits import DesignLimits
+from .saved import SavedExperiment, plain_to_policy, policy_to_plain, restore_callables
+from .stopping import as_rule
 
 __all__ = ["AdaptiveExperiment"]
 
@@ -39,12 +40,12 @@ class AdaptiveExperiment(SavedExperiment):
         journal: New file that every trial is written to before `record` returns. None keeps trials in memory only.
         seed: Seed of designs that involve chance; drawn from torch's global generator if None.
         min_distance: Smallest distance between any two designs, Euclidean in the design space's standardised
-            coordinates. A proposal that is too close is moved to the nearest allowed place. Among candidates any positive
-            value means that none is used twice. The experiment stops when nothing is allowed.
-        design_cost: Callable design (..., D) -> cost (...), not negative.
-        budget: Largest total cost. Among candidates only those that the rest of the budget can pay are proposed, and the
-            experiment stops when there is none. In a continuous space it stops at the first proposal that costs more than
-            the rest; `done` then makes that proposal. A design that was run anyway counts in full.
+            coordinates. A proposal that is too close is moved to the nearest allowed place. Among candidates any
+            positive value means that none is used twice. The experiment stops when nothing is allowed.
+        design_cost: Callable design (D,) -> cost, not negative.
+        budget: Largest total cost. Among candidates only those that the rest of the budget can pay are proposed, and
+            the experiment stops when there is none. In a continuous space it stops at the first proposal that costs
+            more than the rest; `done` then makes that proposal. A design that was run anyway counts in full.
         stop_when: Rule asked after each trial, see `sbi_bed.inference.experiments.stopping`, or any callable
             experiment -> bool.
         num_experiments: Number B of independent deployments run side by side, for benchmarks; every tensor then has a
@@ -93,22 +94,19 @@ class AdaptiveExperiment(SavedExperiment):
         self.simulator = simulator
         self.horizon = check_count(horizon, "horizon")
         self.seed = int(torch.randint(2**62, ())) if seed is None else check_count(seed, "seed", 0)
-        self.min_distance = _not_negative(min_distance, "min_distance")
-        self.design_cost = design_cost
-        self.budget = None if budget is None else _not_negative(budget, "budget")
+        self._limits = DesignLimits(simulator.design_space, min_distance, design_cost, budget)
         self.num_experiments = None if num_experiments is None else check_count(num_experiments, "num_experiments")
-        self._batch_shape = () if num_experiments is None else (self.num_experiments,)
+        self._batch_shape = () if self.num_experiments is None else (self.num_experiments,)
         self._rule = None if stop_when is None else as_rule(stop_when)
         self._check_options()
-        self._designs: list[Tensor] = []
-        self._outcomes: list[Tensor] = []
-        self._costs: list[float] = []
+        self._trials: list[tuple[Tensor, Tensor, float | None]] = []
         self._entries: list[dict[str, Any]] = []
         self._adoptions: list[dict[str, Any]] = []
         self._pending: Tensor | None = None
         self._state: Any = None
         self.stopped_because: str | None = None
-        self._take(policy)
+        self.policy = policy
+        self._sequential, self._dtype, self._device = self._fit(policy)
         self._header = self._describe()
         self._journal = None if journal is None else Journal.create(journal, self._header)
 
@@ -142,18 +140,20 @@ class AdaptiveExperiment(SavedExperiment):
             raise ValueError(f"the experiment is done ({self.stopped_because}); nothing more can be recorded.")
         if design is None and self._pending is None:
             raise ValueError("nothing to record: call next_design() first, or give design=, the design that was run.")
-        run = self._pending if design is None else self._checked(self.simulator.design_space.check, design, "design")
-        outcome = self._checked(self.simulator.check_outcome, outcome, "outcome")
-        cost = self._cost(run)
+        run = self._check_design(design) if self._pending is None or design is not None else self._pending
+        outcome = self._check_outcome(outcome)
+        cost = self._limits.cost(run)
         entry = {"event": "trial", "design": tensor_to_plain(run), "outcome": tensor_to_plain(outcome)}
         self._write(entry if cost is None else entry | {"cost": cost})
         self._add_trial(run, outcome, cost)
         self._ask_rule()
+        if self.stopped_because is not None:
+            self.close()  # there is nothing more to write
 
     @property
     def done(self) -> bool:
         """Whether no further trial is to be run; `stopped_because` says why."""
-        if self.min_distance > 0 or self.budget is not None:
+        if self._limits.any:
             self._prepare()  # whether a design is left shows when it is proposed
         return self.stopped_because is not None
 
@@ -162,17 +162,17 @@ class AdaptiveExperiment(SavedExperiment):
     @property
     def num_trials(self) -> int:
         """Number of trials recorded."""
-        return len(self._designs)
+        return len(self._trials)
 
     @property
     def designs(self) -> Tensor:
         """Designs as recorded, (n, D) or (B, n, D)."""
-        return self._stack(self._designs, self.simulator.design_dim)
+        return self._stack([design for design, _, _ in self._trials], self.simulator.design_dim)
 
     @property
     def outcomes(self) -> Tensor:
         """Outcomes as recorded, (n, O) or (B, n, O)."""
-        return self._stack(self._outcomes, self.simulator.outcome_dim)
+        return self._stack([outcome for _, outcome, _ in self._trials], self.simulator.outcome_dim)
 
     @property
     def history(self) -> Tensor:
@@ -182,7 +182,7 @@ class AdaptiveExperiment(SavedExperiment):
     @property
     def spent(self) -> float:
         """Total cost of the designs run so far; 0 without `design_cost`."""
-        return math.fsum(self._costs)
+        return math.fsum(cost or 0.0 for _, _, cost in self._trials)
 
     def posterior(
         self, sample_with: Any = "smc", *, num_trials: int | None = None, experiment: int | None = None, **kwargs: Any
@@ -229,28 +229,92 @@ class AdaptiveExperiment(SavedExperiment):
             policy: New policy, of a kind that `load` can restore from the first one.
             **details: Plain data about it, kept in `_adoptions` as {"num_trials": ..., **details}.
         """
+        fitted = None if policy is None else self._fit(policy)
         plain = None if policy is None else policy_to_plain(policy)
         self._write({"event": "policy", "num_trials": self.num_trials, "policy": plain, "details": details})
         self._adoptions.append({"num_trials": self.num_trials, **details})
-        if policy is not None:
-            self._take(policy)
+        if fitted is not None:
+            self.policy, self._sequential, self._dtype, self._device = policy, *fitted
+            self._state = self._pending = None
 
     # ---- inside
 
-    def _take(self, policy: Any) -> None:
-        self.policy = policy
-        self._sequential = as_sequential(policy, self.simulator)
-        fits = getattr(policy, "horizon", None)
-        if isinstance(fits, int) and fits < self.horizon:
-            raise ValueError(f"the policy was built for {fits} trials, the horizon is {self.horizon}.")
+    def _check_options(self) -> None:
+        if self._rule is not None and self._rule.needs_likelihood and not self.simulator.has_likelihood:
+            raise ValueError(f"the stopping rule '{self._rule}' needs a simulator with a log_likelihood.")
+        if self.num_experiments is not None and (self._rule is not None or self._limits.design_cost is not None):
+            raise ValueError("costs, a budget and a stopping rule are for single experiments, without num_experiments.")
+
+    def _fit(self, policy: Any) -> tuple[Any, torch.dtype, torch.device]:
+        """The policy as a sequential one, with the dtype and device that it reads."""
+        sequential = as_sequential(policy, self.simulator)
+        trials = getattr(policy, "horizon", None)
+        if isinstance(trials, int) and trials < self.horizon:
+            raise ValueError(f"the policy was built for {trials} trials, the horizon is {self.horizon}.")
         for name in ("design_dim", "outcome_dim"):
             expected = getattr(self.simulator, name)
             if getattr(policy, name, expected) != expected:
                 raise ValueError(f"the policy has {name} {getattr(policy, name)}, the simulator {expected}.")
         weights = [p for p in policy.parameters() if p.is_floating_point()] if isinstance(policy, nn.Module) else []
         like = weights[0] if weights else torch.zeros(())
-        self._dtype, self._device = like.dtype, like.device
-        self._state, self._pending = None, None
+        return sequential, like.dtype, like.device
+
+    def _describe(self) -> dict[str, Any]:
+        rule = None if self._rule is None else self._rule.plain or {"rule": None, "reason": str(self._rule)}
+        common = {"seed": self.seed, "num_experiments": self.num_experiments, "min_distance": self._limits.min_distance}
+        return {
+            "kind": type(self).__name__,
+            "horizon": self.horizon,
+            "design_dim": self.simulator.design_dim,
+            "outcome_dim": self.simulator.outcome_dim,
+            "options": {**self._options, **common},
+            "budget": self._limits.budget,
+            "has_design_cost": self._limits.design_cost is not None,
+            "stop_when": rule,
+            "policy": policy_to_plain(self.policy),
+        }
+
+    @classmethod
+    def _restore(
+        cls, header: dict[str, Any], entries: list[dict[str, Any]], simulator: Any, policy: Any, options: dict[str, Any]
+    ) -> Any:
+        if header["kind"] != cls.__name__:
+            raise ValueError(f"it holds a {header['kind']}; use {header['kind']}.load.")
+        for name in ("design_dim", "outcome_dim"):
+            if header[name] != getattr(simulator, name, header[name]):
+                raise ValueError(f"it has {name} {header[name]}, the simulator {getattr(simulator, name)}.")
+        fixed = sorted({*header["options"], "horizon", "budget"} & options.keys())
+        if fixed:
+            raise ValueError(f"{', '.join(fixed)} cannot be changed in mid-experiment.")
+        newest = [e["policy"] for e in entries if e["event"] == "policy" and e["policy"] is not None]
+        restored = plain_to_policy((newest or [header["policy"]])[-1], simulator, policy)
+        options = {**restore_callables(header, entries, options), **header["options"]}
+        experiment = cls(policy=restored, simulator=simulator, horizon=header["horizon"], **options)
+        experiment._header = header
+        for entry in entries:
+            experiment._replay(entry)
+        return experiment
+
+    def _replay(self, entry: dict[str, Any]) -> None:
+        """Take up one entry of a file."""
+        self._entries.append(entry)
+        if entry["event"] == "trial":
+            if self.num_trials == self.horizon:
+                raise ValueError(f"it holds more trials than its horizon, {self.horizon}.")
+            design = self._check_design(plain_to_tensor(entry["design"]))
+            self._add_trial(design, self._check_outcome(plain_to_tensor(entry["outcome"])), entry.get("cost"))
+        elif entry["event"] == "policy":
+            self._adoptions.append({"num_trials": entry["num_trials"], **entry["details"]})
+        elif entry["event"] == "stop":
+            self.stopped_because = entry["reason"]
+        else:
+            raise ValueError(f"it holds an event '{entry['event']}' that this version does not know.")
+
+    def _resume(self) -> None:
+        if self.num_trials:  # it may have ended between a trial and the question whether to stop
+            self._ask_rule()
+        if self.stopped_because is not None:
+            self.close()
 
     @torch.no_grad()
     def _update(self, state: Any, trial: int) -> Any:
@@ -258,7 +322,7 @@ class AdaptiveExperiment(SavedExperiment):
         with seeded(self.seed_for(f"update {trial}"), self._device):
             if trial < 0:
                 return self._sequential.initial_state(self._batch_shape)
-            design, outcome = (x[trial].to(self._device, self._dtype) for x in (self._designs, self._outcomes))
+            design, outcome = (x.to(self._device, self._dtype) for x in self._trials[trial][:2])
             return self._sequential.update(state, design, outcome)
 
     def _prepare(self) -> None:
@@ -272,52 +336,20 @@ class AdaptiveExperiment(SavedExperiment):
                 state = self._update(state, trial)
             self._state = state
         with torch.no_grad(), seeded(self.seed_for(f"design {self.num_trials}"), self._device):
-            proposed = self._choose()
+            proposed = self._limits.choose(self._sequential, self._state, self.designs, self.spent, self._device)
         if isinstance(proposed, str):
             self._stop(proposed)
         else:
             self._pending = proposed
 
-    def _choose(self) -> Tensor | str:
-        """The next design, or why there is none."""
-        space, allowed = self.simulator.design_space, None
-        rest = None if self.budget is None else self.budget - self.spent
-        if space.candidates is not None and (self.min_distance > 0 or rest is not None):
-            allowed = torch.ones(*self._batch_shape, len(space.candidates), dtype=torch.bool)
-            if self.min_distance > 0:
-                allowed &= allowed_candidates(space, self.designs, self.min_distance)
-            if not allowed.any(-1).all():
-                return "no allowed design is left"
-            if rest is not None:
-                allowed &= torch.tensor([self._cost(c) <= rest for c in space.candidates])  # pyright: ignore
-            if not allowed.any():
-                return "budget"
-        if allowed is not None and not allowed.all() and hasattr(self._sequential, "propose_among"):
-            return self._checked_proposal(self._sequential.propose_among(self._state, allowed.to(self._device)))
-        design = self._checked_proposal(self._sequential.propose(self._state))
-        if allowed is not None:
-            return design if allowed.all() else nearest_candidate(space, design, allowed)
-        if self.min_distance > 0:
-            rows, earlier = design.reshape(-1, space.dim), self.designs.reshape(-1, self.num_trials, space.dim)
-            moved = [keep_apart(space, row, past, self.min_distance) for row, past in zip(rows, earlier, strict=True)]
-            if any(row is None for row in moved):
-                return "no allowed design is left"
-            design = torch.stack(moved).reshape(design.shape)  # pyright: ignore[reportArgumentType]
-        if rest is not None and self._cost(design) > rest:  # pyright: ignore[reportOptionalOperand]
-            return "budget"
-        return design
+    def _check_design(self, design: Any) -> Tensor:
+        return self._checked(design, "design", self.simulator.design_dim, self.simulator.design_space.check)
 
-    def _checked_proposal(self, design: Any) -> Tensor:
-        try:
-            design = self.simulator.design_space.check(design)
-            return design.expand(*self._batch_shape, self.simulator.design_dim).detach().cpu().clone()
-        except (TypeError, ValueError, RuntimeError) as err:
-            shape = (*self._batch_shape, self.simulator.design_dim)
-            raise ValueError(f"the policy must propose designs {shape} of the design space: {err}") from err
+    def _check_outcome(self, outcome: Any) -> Tensor:
+        return self._checked(outcome, "outcome", self.simulator.outcome_dim, self.simulator.check_outcome)
 
-    def _checked(self, check: Callable[[Any], Tensor], value: Any, name: str) -> Tensor:
-        """A design or outcome as given, exact, of the right shape and inside its space, also in the policy's precision."""
-        dim = self.simulator.design_dim if name == "design" else self.simulator.outcome_dim
+    def _checked(self, value: Any, name: str, dim: int, check: Callable[[Any], Tensor]) -> Tensor:
+        """A design or outcome as given, exact, of the right shape and inside its space, also in the policy's dtype."""
         value = as_finite_tensor(value, name, last_dim=dim)
         if value.shape != (*self._batch_shape, dim):
             raise ValueError(f"{name} must have shape {(*self._batch_shape, dim)}, got {tuple(value.shape)}.")
@@ -326,26 +358,14 @@ class AdaptiveExperiment(SavedExperiment):
         check(value.to(self._dtype))
         return value
 
-    def _cost(self, design: Tensor) -> float | None:
-        if self.design_cost is None:
-            return None
-        cost = as_finite_tensor(self.design_cost(design.clone()), "design_cost(design)")
-        if cost.numel() != 1 or cost.item() < 0:
-            raise ValueError(f"design_cost must return one cost that is not negative, got {cost.tolist()}.")
-        return cost.item()
-
     def _add_trial(self, design: Tensor, outcome: Tensor, cost: float | None) -> None:
-        self._designs.append(design)
-        self._outcomes.append(outcome)
-        self._costs += [] if cost is None else [cost]
-        self._pending = None
+        self._trials.append((design, outcome, cost))
+        state, self._state, self._pending = self._state, None, None
         if self.num_trials == self.horizon:
             self.stopped_because = "horizon"
-        elif self._state is not None:
-            try:
-                self._state = self._update(self._state, self.num_trials - 1)
-            except Exception:  # the trial is safe; the error comes back where it belongs, in next_design
-                self._state = None
+        elif state is not None:
+            with contextlib.suppress(Exception):  # the trial is safe; next_design will raise the error again
+                self._state = self._update(state, self.num_trials - 1)
 
     def _ask_rule(self) -> None:
         if self._rule is None or self.stopped_because is not None:
@@ -358,8 +378,22 @@ class AdaptiveExperiment(SavedExperiment):
             self._stop(str(self._rule))
 
     def _stop(self, reason: str) -> None:
-        self._write({"event": "stop", "reason": reason})
         self.stopped_because = reason
+        with contextlib.suppress(OSError):  # `load` comes to the same conclusion again
+            self._write({"event": "stop", "reason": reason})
+        self.close()
 
     def _stack(self, values: list[Tensor], dim: int) -> Tensor:
         return torch.stack(values, dim=-2) if values else torch.zeros(*self._batch_shape, 0, dim)
+
+
+def _given(posterior: Any, history: Tensor) -> Any:
+    """A copy of a trained sbi posterior with `history` (horizon, D + O + 1) as its default x."""
+    if not hasattr(posterior, "set_default_x"):
+        raise TypeError(f"sample_with must be a name or a trained sbi posterior, got {posterior!r}.")
+    posterior = copy.deepcopy(posterior)
+    posterior.set_default_x(history.unsqueeze(0))
+    for member in (posterior, *getattr(posterior, "posteriors", ())):
+        if hasattr(member, "_leakage_density_correction_factor"):  # sbi keeps that of the x before
+            member._leakage_density_correction_factor = None
+    return posterior

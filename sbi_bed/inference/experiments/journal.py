@@ -245,15 +245,16 @@ def _parse(data: bytes, path: str | Path) -> tuple[dict[str, Any], list[dict[str
     *lines, tail = data.split(b"\n")
     entries = [_decode(line) for line in lines]
     end = len(data) - len(tail)
-    last = _decode(tail) if tail else None
-    if last is not None:  # whole but for its newline
-        entries.append(last)
-        end = len(data)
+    for whole in (tail, tail[:-1]):  # an entry that lacks only its newline, or has another byte there
+        if whole and (last := _decode(whole)) is not None:
+            entries.append(last)
+            end += len(whole)
+            break
     if not entries or entries[0] is None:
         ours = data.startswith(_HEAD[: len(data)])
         reason = "its header is cut short or damaged" if ours else "it is not a journal of sbi_bed"
         raise ValueError(f"{path} cannot be read: {reason}.")
-    header, *events = entries
+    header, events = entries[0], entries[1:]
     if header.get("format") != _FORMAT:
         raise ValueError(f"{path} cannot be read: it is not a journal of sbi_bed.")
     if header.get("format_version") != _FORMAT_VERSION:

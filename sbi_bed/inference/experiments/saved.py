@@ -15,8 +15,9 @@ from ...simulators.base import DesignSimulator
 from ...utils.files import write_atomically
 from ...utils.seeding import seeded
 from .journal import Journal, journal_bytes, plain_to_weights, read_journal, weights_to_plain
+from .stopping import restore_rule
 
-__all__ = ["SavedExperiment", "plain_to_policy", "policy_to_plain"]
+__all__ = ["SavedExperiment", "plain_to_policy", "policy_to_plain", "restore_callables"]
 
 
 class SavedExperiment:
@@ -48,11 +49,11 @@ class SavedExperiment:
         """Write the whole experiment to `path`, in the journal's format: `load` reads either.
 
         Raises:
-            ValueError: If `path` is the running journal.
+            ValueError: If `path` is the journal itself.
         """
         path = Path(path)
         if self._journal is not None and path.resolve() == self._journal.path.resolve():
-            raise ValueError(f"{path} is the running journal, which is on the disk already.")
+            raise ValueError(f"{path} is the journal of this experiment, which is on the disk already.")
         write_atomically(path, journal_bytes(self._header, self._entries))
 
     def close(self) -> None:
@@ -123,10 +124,7 @@ def plain_to_policy(plain: dict[str, Any], simulator: DesignSimulator, given: An
         if plain["config"] is None:
             raise ValueError(f"its policy, '{name}', cannot be built from the file; give policy=, one like the first.")
         with seeded(0):
-            try:
-                return restore_policy({**plain, "weights": weights}, simulator).eval()
-            except TypeError as err:
-                raise ValueError(f"its policy, '{name}', does not take the arguments {plain['config']}.") from err
+            return restore_policy({**plain, "weights": weights}, simulator).eval()
     if type(given).__name__ != name:
         raise ValueError(f"it was run under a policy '{name}', got '{type(given).__name__}'.")
     if weights is None or _same(weights, given.state_dict()):
@@ -137,6 +135,25 @@ def plain_to_policy(plain: dict[str, Any], simulator: DesignSimulator, given: An
     except RuntimeError as err:
         raise ValueError(f"the policy does not fit the weights in the file: {err}") from err
     return given
+
+
+def restore_callables(header: dict[str, Any], entries: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, Any]:
+    """Rule and cost of a file, as far as it can hold them, joined with those that `load` was given."""
+    events = [entry["event"] for entry in entries]
+    ended = "stop" in events or events.count("trial") >= header["horizon"]
+    options = dict(options)
+    if options.get("stop_when") is None and header["stop_when"] is not None:
+        if header["stop_when"]["rule"] is not None:
+            options["stop_when"] = restore_rule(header["stop_when"])
+        elif not ended:
+            raise ValueError(f"give stop_when= again, its stopping rule '{header['stop_when']['reason']}'.")
+    if options.get("design_cost") is not None:
+        if not header["has_design_cost"]:
+            raise ValueError("it was run without design_cost.")
+        options["budget"] = header["budget"]
+    elif header["has_design_cost"] and not ended:
+        raise ValueError("give design_cost= again, its cost of a design.")
+    return options
 
 
 def _same(weights: dict[str, Any], others: dict[str, Any]) -> bool:

@@ -1,8 +1,8 @@
 r"""Designs that keep their distance from earlier ones.
 
 Distance is Euclidean in the design space's standardised coordinates, where a unit is the spread of the space. A design
-that comes too close is moved to the nearest allowed place: the nearest allowed candidate, or, in a continuous space, the
-nearest of many points on spheres of that radius around the earlier designs.
+that comes too close is moved to the nearest allowed place: the nearest allowed candidate, or, in a continuous space,
+the nearest of many points on spheres of that radius around the earlier designs.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = ["allowed_candidates", "keep_apart", "nearest_candidate"]
 _SAME = 1e-5  # candidates closer than this are one
 
 
-def allowed_candidates(space: DesignSpace, earlier: Tensor, min_distance: float) -> Tensor:
-    """Candidates at least `min_distance` from all earlier designs (*batch, n, D), as a boolean (*batch, N)."""
-    candidates = space.standardize(_candidates(space, earlier))
-    gap = (candidates.unsqueeze(-2) - space.standardize(earlier).unsqueeze(-3)).norm(dim=-1)
+def allowed_candidates(space: DesignSpace, candidates: Tensor, earlier: Tensor, min_distance: float) -> Tensor:
+    """Which candidates (N, D) are at least `min_distance` from all earlier designs (*batch, n, D): (*batch, N)."""
+    places = space.standardize(candidates.to(earlier))
+    gap = (places.unsqueeze(-2) - space.standardize(earlier).unsqueeze(-3)).norm(dim=-1)
     return (gap >= max(min_distance, _SAME)).all(-1)
 
 
-def nearest_candidate(space: DesignSpace, design: Tensor, allowed: Tensor) -> Tensor:
+def nearest_candidate(space: DesignSpace, candidates: Tensor, design: Tensor, allowed: Tensor) -> Tensor:
     """The allowed candidate (*batch, D) nearest to each design (*batch, D); allowed (*batch, N) has one in each row."""
-    candidates = _candidates(space, design)
+    candidates = candidates.to(design)
     gap = (space.standardize(design).unsqueeze(-2) - space.standardize(candidates)).norm(dim=-1)
     return candidates[gap.masked_fill(allowed.logical_not(), torch.inf).argmin(-1)]
 
@@ -56,9 +56,3 @@ def keep_apart(
         return None
     gap = (reached - proposed).norm(dim=-1).masked_fill(allowed.logical_not(), torch.inf)
     return designs[gap.argmin()]
-
-
-def _candidates(space: DesignSpace, like: Tensor) -> Tensor:
-    if space.candidates is None:
-        raise ValueError(f"{space} has no candidates.")
-    return space.candidates.to(like)

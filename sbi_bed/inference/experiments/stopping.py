@@ -1,7 +1,7 @@
 r"""Rules that end an experiment before its horizon.
 
-A rule is asked after each trial. Rules join by `&` and `|`; any callable experiment -> bool serves as one too. The rules
-made here are written into the experiment's file and restored by `load`.
+A rule is asked after each trial. Rules join by `&` and `|`; any callable experiment -> bool serves as one too. The
+rules made here are written into the experiment's file and restored by `load`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def as_rule(rule: Any) -> StoppingRule:
         return rule
     if not callable(rule):
         raise TypeError(f"a stopping rule must be a callable experiment -> bool, got {rule!r}.")
-    return StoppingRule(rule, getattr(rule, "__name__", type(rule).__name__))
+    return StoppingRule(lambda experiment: bool(rule(experiment)), getattr(rule, "__name__", type(rule).__name__))
 
 
 def after_trials(num_trials: int) -> StoppingRule:
@@ -92,8 +92,8 @@ def posterior_sd_below(
         level: Level in the parameters' units; one, or one for each of `parameters`.
         parameters: Indices of the parameters to look at; all if None.
         num_samples: Posterior draws that the sd is measured on.
-        sample_with: What `AdaptiveExperiment.posterior` takes: a way to sample, or a trained sbi posterior (which must be
-            given again when the experiment is loaded).
+        sample_with: What `AdaptiveExperiment.posterior` takes: a way to sample, or a trained sbi posterior (which must
+            be given again when the experiment is loaded).
 
     Raises:
         ValueError: If the level is not positive.
@@ -189,9 +189,9 @@ def restore_rule(plain: dict[str, Any]) -> StoppingRule:
 def _join(word: str, first: StoppingRule, second: StoppingRule) -> StoppingRule:
     parts = (first.plain, second.plain)
     plain = None if None in parts else {"rule": word, "parts": list(parts)}
-    combine = all if word == "and" else any
+    combine: Any = all if word == "and" else any
     return StoppingRule(
-        lambda experiment: combine(rule(experiment) for rule in (first, second)),
+        lambda experiment: bool(combine(rule(experiment) for rule in (first, second))),
         f"({first.reason} {word} {second.reason})",
         plain,
         first.needs_likelihood or second.needs_likelihood,

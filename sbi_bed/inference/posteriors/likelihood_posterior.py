@@ -182,8 +182,12 @@ class _HistoryPosterior(NeuralPosterior):
         there = self._at(x)
         return there.potential(theta, track_gradients=track_gradients) - there.log_evidence
 
+    def __getstate__(self) -> dict[str, Any]:
+        # sbi hands out the object's own __dict__, which copy.copy would then share.
+        return dict(super().__getstate__())
+
     def _draw(self, sample_shape: torch.Size, **kwargs: Any) -> Tensor:
-        return super().sample(sample_shape, **kwargs)
+        raise NotImplementedError
 
     def _effective_sample_size(self) -> float:
         raise NotImplementedError
@@ -264,8 +268,8 @@ class _MCMCPosterior(_HistoryPosterior, MCMCPosterior):
 
     def __init__(self, potential_fn: HistoryPotential, settings: dict[str, Any], **kwargs: Any):
         transform = mcmc_transform(potential_fn.prior)  # pyright: ignore[reportArgumentType]
-        init = {"init_strategy": "sir", "init_strategy_parameters": {"num_candidate_samples": 100}}
-        kwargs = {"num_chains": 100, "warmup_steps": 25, **init, **kwargs}
+        init = {"init_strategy": "sir", "init_strategy_parameters": {"num_candidate_samples": 32}}
+        kwargs = {"num_chains": 50, "warmup_steps": 25, **init, **kwargs}
         MCMCPosterior.__init__(self, potential_fn, settings["proposal"], transform, **kwargs)
         self._settings, self._ess = settings, None
 

@@ -8,6 +8,8 @@ posterior and only the trials that remain are simulated (Step-DAD, arXiv 2507.14
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,7 +40,7 @@ class DAD:
     Args:
         simulator: Experiment with a likelihood.
         horizon: Number T of trials.
-        policy: Policy to train, in place; a `DeepSetsPolicy` if None.
+        policy: Policy to train, in place; if None a `DeepSetsPolicy`, built when training starts, under its seed.
         device: Where to train.
         tracker: An sbi `Tracker` for the bound, learning rate and gradient norm; nothing is written if None.
         show_progress_bars: Whether to show progress with the current bound.
@@ -46,7 +48,8 @@ class DAD:
         history: Trials already done, (n, D + O + 1), n < T; the policy is trained on those that remain.
 
     Raises:
-        ValueError: If the simulator has no likelihood, or no trial remains.
+        TypeError: If the policy is not a `Policy`.
+        ValueError: If the simulator has no likelihood, no trial remains, or there is nothing to train.
 
     Example:
         >>> from sbi_bed.simulators import LocationFinding
@@ -71,12 +74,17 @@ class DAD:
         self.simulator = simulator
         self.horizon = check_count(horizon, "horizon")
         self.device = torch.device(device)
-        self.policy = (DeepSetsPolicy(simulator) if policy is None else policy).to(self.device)
+        if not (policy is None or isinstance(policy, Policy)):
+            raise TypeError(f"DAD trains a Policy, got {policy!r}; give its three methods to a subclass of Policy.")
+        self._build_policy = policy is None
+        self.policy: Policy = (DeepSetsPolicy(simulator) if policy is None else policy).to(self.device)
         if not any(p.requires_grad for p in self.policy.parameters()):
             raise ValueError(f"{type(self.policy).__name__} has nothing to train.")
         self.history = None
         if history is not None:
             history = check_history(history, simulator.design_dim, simulator.outcome_dim)
+            if history.ndim != 2:
+                raise ValueError(f"history must be that of one experiment, (n, D + O + 1), got {tuple(history.shape)}.")
             self.history = history[: int(history[:, -1].sum())].to(self.device)
         self.num_trials = self.horizon - (0 if self.history is None else len(self.history))
         if self.num_trials < 1:
@@ -110,7 +118,7 @@ class DAD:
             num_contrastive: Contrastive samples L in each; the bound cannot exceed log(L + 1).
             learning_rate: First learning rate; it falls to `final_learning_rate` times that along a cosine.
             seed: Seed of the whole training; the global generator if None.
-            gradient: "pathwise" for reparameterised outcomes, "score" for others; "auto" asks the simulator.
+            gradient: "pathwise" for reparameterised outcomes, "score" for any; "auto" asks the simulator.
             baseline: Control variate of the score-function gradient; see `sbi_bed.objectives.losses`.
             max_grad_norm: Gradients are scaled down to this norm.
             final_learning_rate: Share of the learning rate that is left at the end.
@@ -128,19 +136,33 @@ class DAD:
             raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
         if resume and checkpoint is None:
             raise ValueError("resume=True needs checkpoint=, the file to go on from.")
-        loss_function = self._choose_loss(gradient, baseline)
+        check_count(checkpoint_every, "checkpoint_every")
+        if not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be positive, got {max_grad_norm}.")
+        if not 0 <= final_learning_rate <= 1:
+            raise ValueError(f"final_learning_rate must be a share between 0 and 1, got {final_learning_rate}.")
+        learning_rate, max_grad_norm = float(learning_rate), float(max_grad_norm)  # numpy's would not be plain data
+        loss_of = self._choose_loss(gradient, baseline)
         settings = {
+            "policy": type(self.policy).__name__,
+            "num_trials": self.num_trials,
             "num_steps": num_steps,
             "batch_size": batch_size,
             "num_contrastive": num_contrastive,
             "learning_rate": learning_rate,
-            "seed": seed,
+            "seed": None if seed is None else int(seed),
+            "gradient": gradient,
+            "baseline": baseline,
+            "max_grad_norm": max_grad_norm,
+            "final_learning_rate": float(final_learning_rate),
         }
         if self._tracker is not None:
             self._tracker.log_params(settings)
-        optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate)
-        self.policy.train()
         with seeded(seed, self.device):
+            if self._build_policy:  # anew, under the seed
+                self.policy, self._build_policy = DeepSetsPolicy(self.simulator).to(self.device), False
+            self.policy.train()
+            optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate)
             start = self._restore(checkpoint, settings, optimizer) if resume else 0
             progress = tqdm(
                 range(start, num_steps), "training policy", num_steps, initial=start, disable=not self._show_progress_bars
@@ -148,31 +170,39 @@ class DAD:
             for step in progress:
                 fall = 0.5 * (1 + math.cos(math.pi * step / num_steps))
                 rate = learning_rate * (final_learning_rate + (1 - final_learning_rate) * fall)
-                bound = self._step(loss_function, optimizer, batch_size, num_contrastive, rate, max_grad_norm)
+                bound, norm = self._step(loss_of, optimizer, batch_size, num_contrastive, rate, max_grad_norm)
                 if step % 20 == 19 or step == num_steps - 1:
-                    self._report(progress, step, bound, rate)
+                    self._report(progress, step, bound, rate, norm)
                 if checkpoint is not None and ((step + 1) % checkpoint_every == 0 or step == num_steps - 1):
                     self._checkpoint(checkpoint, settings, optimizer, step + 1)
         return self.policy.eval()
 
-    def _choose_loss(self, gradient: str, baseline: Baseline) -> Any:
+    def _choose_loss(self, gradient: str, baseline: Baseline) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(theta, contrastive) -> loss, bound, of one simulated batch."""
         if gradient not in ("auto", "pathwise", "score"):
             raise ValueError(f"gradient must be 'auto', 'pathwise' or 'score', got {gradient!r}.")
-        if gradient == "pathwise" and not self.simulator.reparameterized:
-            raise ValueError("pathwise gradients need a simulator with reparameterized=True.")
+        if gradient == "pathwise" and not self.simulator.pathwise:
+            raise ValueError("pathwise gradients need a simulator with reparameterized=True and no discrete part.")
         if baseline not in ("prefix", "mean", "none"):
             raise ValueError(f"baseline must be 'prefix', 'mean' or 'none', got {baseline!r}.")
-        if gradient == "pathwise" or (gradient == "auto" and self.simulator.reparameterized):
-            return pathwise_loss
-        return lambda *args: score_function_loss(*args, baseline=baseline)
+        pathwise = gradient == "pathwise" or (gradient == "auto" and self.simulator.pathwise)
+        loss_function = pathwise_loss if pathwise else partial(score_function_loss, baseline=baseline)
+        # Asked for the score function, score outcomes whole; else differentiate what of them is reparameterised.
+        detach_outcomes = True if gradient == "score" else None
+
+        def loss_of(theta: Tensor, contrastive: Tensor) -> tuple[Tensor, Tensor]:
+            trials = rollout(self.simulator, self.policy, theta, self.num_trials, self.history, detach_outcomes)
+            return loss_function(self.simulator, theta, trials, contrastive)
+
+        return loss_of
 
     def _step(
-        self, loss_function: Any, optimizer: Any, batch_size: int, num_contrastive: int, rate: float, max_grad_norm: float
-    ) -> Tensor:
+        self, loss_of: Any, optimizer: Any, batch_size: int, num_contrastive: int, rate: float, max_grad_norm: float
+    ) -> tuple[Tensor, Tensor]:
+        """One step; returns the bound and the gradient's norm."""
         theta = self._sample_theta(batch_size).to(self.device)
         contrastive = self._sample_theta(num_contrastive).to(self.device)
-        trials = rollout(self.simulator, self.policy, theta, self.num_trials, self.history)
-        loss, bound = loss_function(self.simulator, theta, trials, contrastive)
+        loss, bound = loss_of(theta, contrastive)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), max_grad_norm)
@@ -184,15 +214,16 @@ class DAD:
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
-        return bound
+        return bound, norm
 
-    def _report(self, progress: Any, step: int, bound: Tensor, rate: float) -> None:
+    def _report(self, progress: Any, step: int, bound: Tensor, rate: float, norm: Tensor) -> None:
         value = float(bound)
         self.bounds.append(value)
         smooth = sum(self.bounds[-10:]) / len(self.bounds[-10:])
         progress.set_postfix({"bound (nats)": f"{smooth:.3f}"})
         if self._tracker is not None:
-            self._tracker.log_metrics({"information_gain_bound": value, "learning_rate": rate}, step=step)
+            metrics = {"information_gain_bound": value, "learning_rate": rate, "gradient_norm": float(norm)}
+            self._tracker.log_metrics(metrics, step=step)
 
     def _checkpoint(self, path: str | Path, settings: dict, optimizer: Any, step: int) -> None:
         content = {
@@ -201,6 +232,7 @@ class DAD:
             "weights": self.policy.state_dict(),
             "optimizer": optimizer.state_dict(),
             "random_state": torch.get_rng_state(),
+            "device_random_state": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "bounds": self.bounds,
         }
         save_file(path, "training", content)
@@ -209,10 +241,18 @@ class DAD:
         if path is None or not Path(path).exists():
             return 0
         content = load_file(path, "training")
-        if content["settings"] != settings:
-            raise ValueError(f"{path} is a checkpoint of a training with {content['settings']}, not {settings}.")
-        self.policy.load_state_dict(content["weights"])
+        if not {"settings", "step", "weights", "optimizer", "random_state", "device_random_state", "bounds"} <= content.keys():
+            raise ValueError(f"{path} lacks parts of a training.")
+        others = {k: v for k, v in content["settings"].items() if settings.get(k) != v}
+        if others:
+            raise ValueError(f"{path} is a checkpoint of a training with {others}, not {({k: settings.get(k) for k in others})}.")
+        try:
+            self.policy.load_state_dict(content["weights"])
+        except RuntimeError as err:
+            raise ValueError(f"{path} is a checkpoint of another policy: {err}") from err
         optimizer.load_state_dict(content["optimizer"])
         torch.set_rng_state(content["random_state"])
+        if content["device_random_state"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(content["device_random_state"], self.device)
         self.bounds = list(content["bounds"])
         return content["step"]

@@ -1,0 +1,86 @@
+"""Pictures of a single experiment: where it looked, and how its posterior shrank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from ..utils.history import unpack_history
+
+__all__ = ["plot_experiment_in_plane", "plot_posterior_spread"]
+
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8C8C8C"
+
+
+def plot_experiment_in_plane(
+    history: Tensor,
+    draws: Tensor,
+    truth: Tensor | None = None,
+    *,
+    refined_after: int | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw an experiment whose designs and parameters are points of one plane, e.g. `LocationFinding(1)`.
+
+    Args:
+        history: Trials (n, 2 + O + 1), padded or not; numbered in their order.
+        draws: Posterior draws (N, 2).
+        truth: The true point (2,), if known.
+        refined_after: Trials before a refinement; later designs get another colour.
+        ax: Axes to draw on; the current ones if None.
+
+    Returns:
+        The axes.
+    """
+    axes: Any = plt.gca() if ax is None else ax
+    designs = torch.as_tensor(unpack_history(history, 2)[0])
+    first = len(designs) if refined_after is None else refined_after
+    axes.scatter(*draws.T, s=4, alpha=0.15, color=_GREY, linewidths=0, rasterized=True, label="posterior draws")
+    axes.plot(*designs.T, color=_BLUE, linewidth=0.6, alpha=0.5)
+    for part, colour, label in ((designs[:first], _BLUE, "designs"), (designs[first:], _ORANGE, "designs, refined policy")):
+        if len(part):
+            axes.scatter(*part.T, s=110, color=colour, edgecolor="white", linewidths=0.8, zorder=3, label=label)
+    for number, point in enumerate(designs, 1):
+        axes.annotate(str(number), point.tolist(), ha="center", va="center", color="white", fontsize=7, zorder=4)
+    if truth is not None:
+        axes.scatter(*truth[:, None], marker="*", s=170, color="black", edgecolor="white", zorder=5, label="true source")
+    axes.set(xlabel="x", ylabel="y", title="Where the experiment looked", aspect="equal")
+    axes.margins(0.1)
+    legend = axes.legend(fontsize=8, framealpha=0.9, markerscale=0.8)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)
+    return axes
+
+
+def plot_posterior_spread(
+    draws: Sequence[Tensor], truth: Tensor | None = None, *, refined_after: int | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw how the posterior shrinks with the trials.
+
+    Args:
+        draws: Posterior draws (N, P) after 0, 1, 2, … trials.
+        truth: The true parameters (P,), if known: adds the distance of the posterior mean from them.
+        refined_after: Trials before a refinement, marked by a line.
+        ax: Axes to draw on; the current ones if None.
+
+    Returns:
+        The axes.
+    """
+    axes: Any = plt.gca() if ax is None else ax
+    trials = range(len(draws))
+    spread = [float(cloud.var(0).sum().sqrt()) for cloud in draws]
+    axes.plot(trials, spread, "o-", color=_BLUE, label="posterior sd (root of the total variance)")
+    if truth is not None:
+        error = [float((cloud.mean(0) - truth).norm()) for cloud in draws]
+        axes.plot(trials, error, "s--", color=_ORANGE, label="distance of the posterior mean from the truth")
+    if refined_after is not None:
+        axes.axvline(refined_after, color=_GREY, linewidth=1)
+        axes.annotate(" policy refined", (refined_after, 0.97), xycoords=("data", "axes fraction"), va="top", fontsize=8)
+    axes.set(xlabel="trials", ylabel="distance", yscale="log", title="What it came to know")
+    axes.legend(fontsize=8, loc="lower left")
+    return axes

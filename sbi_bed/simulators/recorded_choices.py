@@ -1,0 +1,170 @@
+r"""Choices between an immediate and a delayed amount that people really made, and a simulator of such choices.
+
+An experiment can be rehearsed on recorded answers: at each step it chooses among the questions that the person was
+asked, and is told what the person answered. The model is hyperbolic discounting (Mazur 1987) with a probit link and
+lapses; with discount rate k per day and temperature τ in the unit of the amounts,
+
+    p(delayed) = ε + (1 − 2ε) Φ((A_delayed / (1 + k D) − A_immediate) / τ),   ε = 0.01,
+    log k ~ N(−6, 2²),   log τ ~ N(log(20 · 1.702), 1).
+
+1.702 is the factor between a logistic and a normal link.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, constraints
+
+from .base import DesignSimulator
+from .design_space import DesignSpace
+
+__all__ = ["RecordedChoices", "delay_discounting_simulator", "read_choices", "read_participant"]
+
+QUESTION_COLUMNS = ("amount_immediate", "amount_delayed", "delay_days")
+_COLUMNS = ("participant", "trial", *QUESTION_COLUMNS, "chose_immediate")
+_LAPSE = 0.01
+
+
+@dataclass(frozen=True)
+class RecordedChoices:
+    """One person's choices, in the order in which they were made.
+
+    Attributes:
+        participant: The person's id in the file.
+        questions: Immediate amount, delayed amount, delay in days, shape (n, 3).
+        chose_delayed: 1 where the delayed amount was chosen, else 0, shape (n, 1).
+    """
+
+    participant: str
+    questions: Tensor
+    chose_delayed: Tensor
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+
+def read_choices(path: str | Path) -> dict[str, RecordedChoices]:
+    """Read every participant of a CSV file with the columns participant, trial, amount_immediate, amount_delayed,
+    delay_days and chose_immediate (1 or 0); other columns are ignored.
+
+    Returns:
+        Choices by participant id, participants in the order of the file, choices in the order of their trial number.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a column is missing, or a value is not a finite number, a choice not 0 or 1, or a delay negative.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise ValueError(
+                    f"{path} lacks the column '{missing[0]}'; it has {', '.join(reader.fieldnames or ())}."
+                )
+            rows: dict[str, list[tuple[float, ...]]] = {}
+            for row in reader:
+                rows.setdefault(str(row["participant"]).strip(), []).append(
+                    _numbers(row, f"{path}, line {reader.line_num}")
+                )
+    except FileNotFoundError as err:
+        raise FileNotFoundError(f"there is no file {path}.") from err
+    except (UnicodeDecodeError, csv.Error) as err:
+        raise ValueError(f"{path} is not a CSV file: {err}.") from err
+    if not rows:
+        raise ValueError(f"{path} has no choices in it.")
+    return {name: _choices(name, sorted(values, key=lambda row: row[0])) for name, values in rows.items()}
+
+
+def read_participant(path: str | Path, participant: int | str) -> RecordedChoices:
+    """Read one participant's choices; file and errors as for `read_choices`.
+
+    Raises:
+        ValueError: Besides, if the file has no such participant.
+    """
+    people = read_choices(path)
+    name = str(participant).strip()
+    if name not in people:
+        some = ", ".join(list(people)[:5])
+        raise ValueError(
+            f"{path} has no participant {name}; it has {len(people)}: {some}{', …' if len(people) > 5 else ''}."
+        )
+    return people[name]
+
+
+def delay_discounting_simulator(questions: Any, prior: Distribution | None = None) -> DesignSimulator:
+    """The experiment of choosing among `questions`, composed from plain callables.
+
+    Theta is (log k, log τ); a design is a question; an outcome is 1 where the delayed amount is preferred, else 0.
+
+    Args:
+        questions: The candidate designs (immediate amount, delayed amount, delay in days), shape (n, 3).
+        prior: Distribution of theta; the one of this module's docstring if None.
+
+    Raises:
+        ValueError: If the questions are not finite or not (n, 3).
+
+    Example:
+        >>> simulator = delay_discounting_simulator([[20.0, 50.0, 30.0], [40.0, 50.0, 30.0]])
+        >>> simulator(simulator.prior.sample((5,)), torch.tensor([20.0, 50.0, 30.0])).shape
+        torch.Size([5, 1])
+    """
+    space = DesignSpace(candidates=questions, names=QUESTION_COLUMNS)
+    return DesignSimulator(
+        _default_prior() if prior is None else prior,
+        _simulate,
+        space,
+        log_likelihood=_log_probability,
+        outcome_space=constraints.boolean,
+    )
+
+
+def _default_prior() -> Distribution:
+    loc, scale = torch.tensor([-6.0, math.log(20 * 1.702)]), torch.tensor([2.0, 1.0])
+    return Independent(Normal(loc, scale), 1)
+
+
+def _scaled_preference(theta: Tensor, design: Tensor) -> Tensor:
+    """(value of the delayed amount − immediate amount) / τ, shape (...), for theta (..., 2) and design (..., 3)."""
+    (log_k, log_temperature), (immediate, delayed, delay) = theta.unbind(-1), design.unbind(-1)
+    return (delayed / (1 + log_k.exp() * delay) - immediate) * torch.exp(-log_temperature)
+
+
+def _simulate(theta: Tensor, design: Tensor) -> Tensor:
+    delayed = _LAPSE + (1 - 2 * _LAPSE) * torch.special.ndtr(_scaled_preference(theta, design))
+    return torch.bernoulli(delayed).unsqueeze(-1)
+
+
+def _log_probability(theta: Tensor, design: Tensor, outcome: Tensor) -> Tensor:
+    sign = 2 * outcome.squeeze(-1) - 1
+    return torch.log(_LAPSE + (1 - 2 * _LAPSE) * torch.special.ndtr(sign * _scaled_preference(theta, design)))
+
+
+def _numbers(row: dict[str, Any], where: str) -> tuple[float, ...]:
+    """Trial, question and choice of one row."""
+    values = []
+    for name in _COLUMNS[1:]:
+        try:
+            value = float(row[name])
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"{where}: {name} must be a finite number, got {row[name]!r}.")
+        values.append(value)
+    if values[-1] not in (0.0, 1.0):
+        raise ValueError(f"{where}: chose_immediate must be 0 or 1, got {row['chose_immediate']!r}.")
+    if values[3] < 0:
+        raise ValueError(f"{where}: delay_days must not be negative, got {row['delay_days']!r}.")
+    return tuple(values)
+
+
+def _choices(name: str, rows: list[tuple[float, ...]]) -> RecordedChoices:
+    values = torch.tensor(rows)
+    return RecordedChoices(name, values[:, 1:4].contiguous(), 1 - values[:, 4:])
