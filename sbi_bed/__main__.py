@@ -40,7 +40,10 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     common.add_argument(
-        "--output", type=Path, default=Path("sbi_bed_output"), help="folder for figure and journal (default: %(default)s)"
+        "--output",
+        type=Path,
+        default=Path("sbi_bed_output"),
+        help="folder for figure and journal (default: %(default)s)",
     )
     parser = argparse.ArgumentParser(
         prog="sbi-bed",

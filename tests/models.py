@@ -6,10 +6,11 @@ import itertools
 import math
 
 import torch
-from sbi_bed.policies import Policy
-from sbi_bed.simulators import DesignSimulator, DesignSpace
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, constraints
+
+from sbi_bed.policies import Policy
+from sbi_bed.simulators import DesignSimulator, DesignSpace
 
 
 def gaussian_prior(dim: int, dtype: torch.dtype = torch.float32) -> MultivariateNormal:
@@ -19,12 +20,14 @@ def gaussian_prior(dim: int, dtype: torch.dtype = torch.float32) -> Multivariate
 class LinearGaussian(DesignSimulator):
     """y ~ N(θ · ξ, σ²), θ ~ N(0, I_P), ξ in the box [−1, 1]^P.
 
-    The posterior covariance does not depend on outcomes, so the gain of any designs is ½ log det(I + Σ_t ξ_t ξ_tᵀ / σ²), and a
-    policy's is the mean of that over its histories. tr Σ ξξᵀ ≤ P T, so no designs gain more than ½ P log(1 + T / σ²); P = 1 reaches
-    it with |ξ| = 1 throughout, P = 2 for even T with half the designs on each diagonal.
+    The posterior covariance does not depend on outcomes, so the gain of designs is ½ log det(I + Σ_t ξ_t ξ_tᵀ / σ²),
+    and a policy's is the mean of that over its histories. tr Σ ξξᵀ ≤ P T, so no designs gain more than
+    ½ P log(1 + T / σ²); P = 1 reaches it with |ξ| = 1, P = 2 for even T with half the designs on each diagonal.
     """
 
-    def __init__(self, dim: int = 1, noise_sd: float = 0.5, dtype: torch.dtype = torch.float32, reparameterized: bool = True):
+    def __init__(
+        self, dim: int = 1, noise_sd: float = 0.5, dtype: torch.dtype = torch.float32, reparameterized: bool = True
+    ):
         self.dim, self.noise_sd = dim, noise_sd
         super().__init__(
             prior=gaussian_prior(dim, dtype),

@@ -1,4 +1,4 @@
-"""Experiments on recorded delay-discounting choices: some of a person's choices set aside, the rest asked one by one."""
+"""Experiments on recorded delay-discounting choices: some of a person's choices set aside, the rest asked."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from sbi_bed.policies import GreedyPolicy
 from sbi_bed.simulators.recorded_choices import RecordedChoices, delay_discounting_simulator, read_choices
-from torch import Tensor
 
 NUM_ASIDE, NUM_ASKED = 30, 15
 

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from sbi_bed.simulators import DesignSimulator
 from sbi_bed.simulators.base import prior_log_prob
 from sbi_bed.utils import unpack_history
-from torch import Tensor
 
 _CUTS = 3
 _MAX_CELLS = 3_000_000

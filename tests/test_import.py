@@ -22,4 +22,7 @@ def test_importing_the_package_is_light():
 
 
 def test_names_are_found_on_use():
-    assert run("import sbi_bed; print(sbi_bed.__version__, sbi_bed.simulators.LocationFinding.__name__)")[1] == "LocationFinding"
+    assert (
+        run("import sbi_bed; print(sbi_bed.__version__, sbi_bed.simulators.LocationFinding.__name__)")[1]
+        == "LocationFinding"
+    )

@@ -40,7 +40,12 @@ def plot_discounting(history: Tensor, log_k: Tensor, *, ax: Axes | None = None) 
     axes.scatter(delay[~later], share[~later], marker="s", color=_ORANGE, label="chose now", zorder=3)
     for number, point in enumerate(zip(delay.tolist(), share.tolist(), strict=True), 1):
         axes.annotate(str(number), point, xytext=(4, 4), textcoords="offset points", fontsize=7)
-    axes.set(xscale="log", xlabel="delay, days", ylabel="immediate amount / delayed amount", title="Questions in the order asked")
+    axes.set(
+        xscale="log",
+        xlabel="delay, days",
+        ylabel="immediate amount / delayed amount",
+        title="Questions in the order asked",
+    )
     axes.set_ylim(-0.03, 1.1)
     axes.legend(fontsize=8, loc="lower left")
     return axes

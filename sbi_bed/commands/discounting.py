@@ -89,7 +89,9 @@ def _interview(questions: Tensor, options: argparse.Namespace, output: Path) -> 
     try:
         _ask(experiment, lambda design: _answer_at_keyboard(design, experiment))
     except (KeyboardInterrupt, EOFError):
-        print(f"\nStopped after {experiment.num_trials} questions; the same command goes on from here.", file=sys.stderr)
+        print(
+            f"\nStopped after {experiment.num_trials} questions; the same command goes on from here.", file=sys.stderr
+        )
         raise
     _conclude(experiment, options.seed, output)
 

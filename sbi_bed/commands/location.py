@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..diagnostics import StepDADGain, expected_information_gain, step_dad_information_gain
@@ -51,7 +50,8 @@ def run(options: argparse.Namespace) -> None:
     report = posterior.report
     print(
         f"sbi posterior by SMC: effective sample size {report.effective_sample_size:.0f}, "
-        f"log evidence {report.log_evidence:.2f}; p-value of the data under the model {report.check.prequential:.2f}"
+        f"log evidence {report.log_evidence:.2f}; p-values: data {report.check.surprise_p_value:.2f}, "
+        f"prior {report.check.prior_conflict_p_value:.2f}"
     )
     figure = output / "location.png"
     _draw(figure, experiment, draws, source, REFINE_AFTER)

@@ -127,8 +127,8 @@ def step_dad_information_gain(
             accepted += kept
             progress.set_postfix({"difference": f"{sum(r[0] - r[1] for r in rows) / len(rows):.3f}"})
         shared = _shared_gain(policy, simulator, stages[0], num_shared_rollouts)
-    columns = torch.tensor(rows).unbind(-1)
-    return StepDADGain(shared, *columns[:3], sum(accepted) / len(accepted), columns[3])
+    refined, unrefined, noise, sizes = torch.tensor(rows).unbind(-1)
+    return StepDADGain(shared, refined, unrefined, noise, sum(accepted) / len(accepted), sizes)
 
 
 def _shared_gain(policy: Any, simulator: DesignSimulator, num_trials: int, num_rollouts: int) -> InformationGain:
@@ -202,6 +202,10 @@ class _Reference:
     def gain(self, policy: Any, num_trials: int) -> Tensor:
         """Gain of each continuation (num_rollouts,), nats."""
         with seeded(self.seed):
-            trials = rollout(self.simulator, policy, self.theta, num_trials, self.history if len(self.history) else None)
+            trials = rollout(
+                self.simulator, policy, self.theta, num_trials, self.history if len(self.history) else None
+            )
         log_likelihood = log_likelihood_of_history(self.simulator, self.theta, *trials).sum(-1)
-        return log_likelihood - log_sum_likelihood(self.simulator, self.contrastive, *trials, log_weights=self.log_weights)
+        return log_likelihood - log_sum_likelihood(
+            self.simulator, self.contrastive, *trials, log_weights=self.log_weights
+        )

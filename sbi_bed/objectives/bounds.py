@@ -64,8 +64,10 @@ def sampler_of(distribution: Any) -> Callable[[int], Tensor]:
     if hasattr(distribution, "sample"):
         return lambda num: distribution.sample((num,))
     if not callable(distribution):
-        raise TypeError(f"prior must be a distribution, draws (N, P), or a callable num -> theta, got {distribution!r}.")
-    return distribution
+        raise TypeError(
+            f"prior must be a distribution, draws (N, P), or a callable num -> theta, got {distribution!r}."
+        )
+    return distribution  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@ r"""Contrastive bounds on the expected information gain, streamed over contrasti
 A history h = (ξ_1, y_1, …, ξ_T, y_T) of θ_0 ~ p(θ) under a policy carries the gain E[log p(h | θ_0) − log p(h)]. With
 contrastive θ_1, …, θ_L ~ p(θ) (Foster et al. 2020, arXiv 1911.00294; 2021, arXiv 2103.02438)
 
-    sPCE = E[ log p(h | θ_0) − log 1/(L+1) Σ_{l=0..L} p(h | θ_l) ]  ≤  EIG  ≤  sNMC = E[ log p(h | θ_0) − log 1/L Σ_{l=1..L} p(h | θ_l) ].
+    sPCE = E[ log p(h | θ_0) − log 1/(L+1) Σ_{l=0..L} p(h | θ_l) ]  ≤  EIG,
+    sNMC = E[ log p(h | θ_0) − log 1/L Σ_{l=1..L} p(h | θ_l) ]      ≥  EIG.
 
 Both need log Σ_l p(h | θ_l) =: s. Its gradient is Σ_l w_l ∇ log p(h | θ_l) with softmax weights w_l, so contrastive
 samples can be taken in chunks: a running maximum, a running sum and a running gradient, rescaled as the maximum grows.
@@ -89,7 +90,9 @@ class _StreamedLogSum(torch.autograd.Function):
         simulator, contrastive, log_weights, every_trial, chunk_size = stream
         wanted = [tensor for tensor, needed in zip((designs, outcomes), ctx.needs_input_grad, strict=False) if needed]
         designs, outcomes = _trials_first(designs), _trials_first(outcomes)
-        leaves = [leaf.requires_grad_() for leaf, need in zip((designs, outcomes), ctx.needs_input_grad, strict=False) if need]
+        leaves = [
+            leaf.requires_grad_() for leaf, need in zip((designs, outcomes), ctx.needs_input_grad, strict=False) if need
+        ]
         gradients = [torch.zeros_like(leaf) for leaf in leaves]
         shape = (designs.shape[0], designs.shape[2]) if every_trial else (designs.shape[2],)
         top, total = designs.new_full(shape, -1e30), designs.new_zeros(shape)

@@ -36,7 +36,6 @@ def best_design(
     num_starts: int,
     num_steps: int,
     learning_rate: float,
-    screen: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Design (B, D) of the highest gain found from scored designs by Adam in free coordinates.
 
@@ -47,7 +46,6 @@ def best_design(
         num_starts: Number of gradient ascents for each experiment.
         num_steps: Steps of each; 0 to take the best of `designs`.
         learning_rate: Of the first step; it falls geometrically to 1/100 of it.
-        screen: Cheaper stand-in for `gain` by which starts are chosen.
     """
 
     def keep_best(designs: Tensor, gains: Tensor) -> None:
@@ -57,10 +55,9 @@ def best_design(
         chosen = designs.detach().gather(1, index[:, None, None].expand(-1, 1, designs.shape[-1])).squeeze(1)
         best, best_gain = torch.where(better.unsqueeze(-1), chosen, best), torch.where(better, top, best_gain)
 
-    gains = (gain if screen is None else screen)(designs)
+    gains = gain(designs)
     best, best_gain = designs[:, 0], torch.full_like(gains[:, 0], -torch.inf)
-    if num_steps == 0 or screen is None or screen is gain:
-        keep_best(designs, gains)
+    keep_best(designs, gains)
     if num_steps == 0:
         return best
     order = gains.nan_to_num(nan=-torch.inf).topk(min(num_starts, designs.shape[1]), dim=1).indices

@@ -50,24 +50,25 @@ class GreedyState(NamedTuple):
 class GreedyPolicy(Policy):
     r"""Propose the design of largest expected gain from the next trial alone.
 
-    The posterior is held by particles: draws of the prior (quasi-random where its quantile function is known), reweighted by each
-    outcome; where the weights have come to rest on few of them, tempered and moved anew (`sbi_bed.utils.smc.assimilate`),
-    for each experiment of a batch by itself. Designs are chosen
+    The posterior is held by particles: draws of the prior (quasi-random where its quantile function is known),
+    reweighted by each outcome; where the weights have come to rest on few of them, they are tempered and moved anew
+    (`sbi_bed.utils.smc.assimilate`), for each experiment of a batch by itself. Designs are chosen
 
     - among candidates, those of a finite design space or the ones given: exactly for the particles where outcomes are
       finite (boolean, or a small `constraints.integer_interval`), else by nested Monte Carlo. What the particles say of
       each candidate is tabulated once, so that a question costs well under a millisecond;
-    - in a continuous space, from `num_candidates` designs, of which the best `num_starts` are improved by gradient where
-      outcomes are finite (and enumerated) or reparameterised (a contrastive bound, by the pathwise gradient).
+    - in a continuous space, from `num_candidates` designs, of which the best `num_starts` are improved by gradient
+      where outcomes are finite (and enumerated) or reparameterised (a contrastive bound, by the pathwise gradient).
 
-    The next design is a deterministic function of the history, so a run that is reloaded goes on as it would have. Random
-    numbers come from the policy's own seed; the global generator is left alone.
+    The next design is a deterministic function of the history, so a run that is reloaded goes on as it would have.
+    Random numbers come from the policy's own seed; the global generator is left alone.
 
     Args:
         simulator: The experiment to design; it must have a likelihood.
         candidates: Designs (J, D) to choose among; those of the design space if it is finite, else the whole space.
         objective: "information" about theta (mutual information), or "prediction": the mean information about the
-            outcomes of all candidates ("EPIG"), for when it is those that matter. The latter needs candidates and finite outcomes.
+            outcomes of all candidates ("EPIG"), for when it is those that matter; it needs candidates and finitely
+            many outcomes.
         num_particles: Number N of particles.
         num_candidates: Designs scored first in a continuous space.
         num_starts: Gradient ascents for each experiment.
@@ -79,7 +80,8 @@ class GreedyPolicy(Policy):
         seed: Seed of all random numbers.
 
     Raises:
-        ValueError: If there is no likelihood, a candidate lies outside the design space, or an argument is out of range.
+        ValueError: If there is no likelihood, a candidate lies outside the design space, or an argument is out of
+            range.
 
     Source: Lindley 1956; BALD, arXiv 1112.5745; EPIG, arXiv 2304.08151; the contrastive bound, arXiv 1911.00294.
 
@@ -224,7 +226,7 @@ class GreedyPolicy(Policy):
             )
         gains = self._in_chunks(self._score_candidates, state)
         if torch.isnan(gains).any():
-            index = gains.isnan().any(0).nonzero()[0].item()
+            index = int(gains.isnan().any(0).nonzero()[0])
             raise ValueError(f"the log-likelihood is NaN for candidate {index}, {self.candidates[index].tolist()}.")
         return gains.reshape(*state.designs.shape[:-2], -1)
 
@@ -252,9 +254,8 @@ class GreedyPolicy(Policy):
     def _score_candidates(self, state: GreedyState) -> Tensor:
         """Gains (B, J) for a flat state."""
         if self.outcomes is None:
-            return self._nested_gain(state, self.num_outer)(
-                self.candidates.to(self.theta).expand(len(state.designs), -1, -1)
-            )  # pyright: ignore
+            candidates = self.candidates.to(self.theta)  # pyright: ignore[reportOptionalMemberAccess]
+            return self._nested_gain(state)(candidates.expand(len(state.designs), -1, -1))
         if state.moved:
             table = self._tabulate(state.belief.theta) if state.table is None else state.table
         else:
@@ -266,13 +267,8 @@ class GreedyPolicy(Policy):
         """Next designs (B, D) in a continuous space, for a flat state."""
         with seeded(self._seed + state.designs.shape[-2]):
             designs = starting_designs(self.design_space, self.num_candidates, state.designs)
-            if self.outcomes is not None:
-                gain = screen = self._exact_gain(state)
-            else:
-                gain = self._nested_gain(state, self.num_outer)
-                screen = self._nested_gain(state, max(1, self.num_outer // 4)) if self.num_steps else gain
-            options = (self.num_starts, self.num_steps, self.learning_rate)
-            return best_design(gain, designs, self.design_space, *options, screen=screen)
+            gain = self._nested_gain(state) if self.outcomes is None else self._exact_gain(state)
+            return best_design(gain, designs, self.design_space, self.num_starts, self.num_steps, self.learning_rate)
 
     def _exact_gain(self, state: GreedyState) -> Any:
         """designs (B, S, D) -> mutual information (B, S)."""
@@ -280,24 +276,26 @@ class GreedyPolicy(Policy):
         theta = state.belief.theta
         return lambda designs: mutual_information(OutcomeTable.of(self.simulator, theta, designs, outcomes), weights)
 
-    def _nested_gain(self, state: GreedyState, num_outer: int) -> Any:
-        """designs (B, S, D) -> contrastive bound on the mutual information (B, S), from the same random numbers each time."""
+    def _nested_gain(self, state: GreedyState) -> Any:
+        """designs (B, S, D) -> contrastive bound on the information (B, S), with the same random numbers each time."""
         seed = self._seed + state.designs.shape[-2]
         with seeded(seed):
             theta = state.belief.resample(self.num_inner).theta
 
         # All designs see the same random numbers, so they can be taken a few at a time.
-        chunk = max(1, _MAX_ELEMENTS // (theta.shape[:-1].numel() * num_outer))
+        chunk = max(1, _MAX_ELEMENTS // (theta.shape[:-1].numel() * self.num_outer))
 
         def gain(designs: Tensor) -> Tensor:
             with seeded(seed):
                 parts = designs.split(chunk, -2)
-                return torch.cat([nested_information(self.simulator, theta, d, num_outer, seed) for d in parts], -1)
+                return torch.cat(
+                    [nested_information(self.simulator, theta, d, self.num_outer, seed) for d in parts], -1
+                )
 
         return gain
 
     def _move(self, state: GreedyState, before: ParticleBelief, where: Tensor) -> GreedyState:
-        """Temper and move the particles of the experiments that `where` (*batch) marks, from `before` the last trial."""
+        """Temper and move the particles where `where` (*batch) says, starting `before` the last trial."""
         batch_shape = where.shape
         flat, before = _flatten(state), _flatten(state._replace(belief=before)).belief
         belief = ParticleBelief(*(part.clone() for part in flat.belief))
@@ -332,7 +330,7 @@ class GreedyPolicy(Policy):
 
 
 def _free_coordinates(simulator: DesignSimulator) -> Any:
-    """sbi's bijection from theta to unconstrained coordinates, built beforehand: importing sbi would keep a person waiting."""
+    """sbi's bijection from theta to unconstrained coordinates, built early: importing sbi keeps a person waiting."""
     from sbi.utils import mcmc_transform
 
     with seeded(0):

@@ -9,11 +9,12 @@ With infinitely many, for outcomes y_m simulated from θ_m, m = 1..M, among N eq
 
     1/M Σ_m [ log p(y_m | θ_m, ξ) − log 1/N Σ_n p(y_m | θ_n, ξ) ],
 
-whose expectation is a lower bound (sPCE of one step, Foster et al. 2020, arXiv 1911.00294, since θ_m is one of the θ_n).
+whose expectation is a lower bound, since θ_m is one of the θ_n (sPCE of one step, Foster et al. 2020, arXiv
+1911.00294).
 
 **Information about predictions** ("EPIG", Bickford Smith et al. 2023, arXiv 2304.08151): the mean over designs ξ' of
-I(y; y' | ξ, ξ'), from the joint probabilities Σ_n w_n p(y = k | θ_n, ξ) p(y' = l | θ_n, ξ'). Parameters that no question
-depends on are not worth a trial.
+I(y; y' | ξ, ξ'), from the joint probabilities Σ_n w_n p(y = k | θ_n, ξ) p(y' = l | θ_n, ξ'). Parameters that no
+question depends on are not worth a trial.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def mutual_information(table: OutcomeTable, weights: Tensor) -> Tensor:
 
 
 def predictive_information(table: OutcomeTable, weights: Tensor) -> Tensor:
-    """Mean over all designs ξ_i of the table of I(y; y' | ξ_j, ξ_i) in nats, shape (*batch, J), for weights (*batch, N)."""
+    """Mean over the table's designs ξ_i of I(y; y' | ξ_j, ξ_i) in nats, shape (*batch, J), for weights (*batch, N)."""
     num_outcomes, num_designs = table.probability.shape[-3:-1]
     # The last outcome's probabilities follow from the margins, which saves most of the work for yes-or-no outcomes.
     kept = table.probability[..., :-1, :, :].flatten(-3, -2)

@@ -53,8 +53,12 @@ class StaticPolicy(Policy):
     def propose(self, state: _State) -> Tensor:
         """The next of the designs, (*batch, D)."""
         if state.num_trials >= self.horizon:
-            raise ValueError(f"this policy holds {self.horizon} designs; there is none for trial {state.num_trials + 1}.")
+            raise ValueError(
+                f"this policy holds {self.horizon} designs; there is none for trial {state.num_trials + 1}."
+            )
         design = (
-            self.design_space.from_free(self.free[state.num_trials]) if self.fixed is None else self.fixed[state.num_trials]
+            self.design_space.from_free(self.free[state.num_trials])
+            if self.fixed is None
+            else self.fixed[state.num_trials]
         )
         return design.expand(*state.batch_shape, -1)

@@ -61,7 +61,9 @@ class DesignSpace:
                 raise ValueError(f"candidates must have shape (N, D) with N > 0, got {tuple(self.candidates.shape)}.")
             self.dim = self.candidates.shape[-1]
             self._loc, self._scale = self.candidates.mean(0), self.candidates.std(0, correction=0)
-            self._scale = torch.where(self._scale > 1e-6 * (1 + self._loc.abs()), self._scale, 1.0)  # else one value only
+            self._scale = torch.where(
+                self._scale > 1e-6 * (1 + self._loc.abs()), self._scale, 1.0
+            )  # else one value only
         else:
             self.dim = _constraint_dim(constraint) if dim is None else dim
             self._loc, self._scale = torch.as_tensor(loc).float(), torch.as_tensor(scale).float()
@@ -69,7 +71,7 @@ class DesignSpace:
             self._saturates = not isinstance(_base(constraint), type(constraints.real))
         # What `from_free` takes and what `standardize` gives: D values, but one fewer on a simplex, and candidates' scores.
         self.num_features = self.dim if candidates is not None else self._num_free()
-        self.free_dim = self.num_features if candidates is None else len(self.candidates)
+        self.free_dim = self.num_features if self.candidates is None else len(self.candidates)
         if candidates is None:
             self._check_centre()
         self.names = names or tuple(f"design_{i + 1}" for i in range(self.dim))

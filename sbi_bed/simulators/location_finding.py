@@ -46,7 +46,9 @@ class LocationFinding(DesignSimulator):
             outcome_space=constraints.positive,
         )
         if self.theta_dim != size:
-            raise ValueError(f"{num_sources} sources in {dim} dimensions need a prior over {size}, got {self.theta_dim}.")
+            raise ValueError(
+                f"{num_sources} sources in {dim} dimensions need a prior over {size}, got {self.theta_dim}."
+            )
 
     def log_intensity(self, theta: Tensor, design: Tensor) -> Tensor:
         """Log of the noise-free intensity μ, shape (...), for theta (..., K · dim) and design (..., dim)."""

@@ -64,7 +64,7 @@ def as_sequential(policy: Any, simulator: DesignSimulator) -> Any:
         return policy
     if not callable(policy):
         raise TypeError(f"policy must be a callable history -> design, got {policy!r}.")
-    return _CallablePolicy(policy, simulator)
+    return _CallablePolicy(policy, simulator)  # pyright: ignore[reportArgumentType]
 
 
 class Rollout(NamedTuple):
@@ -119,7 +119,9 @@ def _expand(design: Any, batch_shape: torch.Size, design_dim: int) -> Tensor:
     try:
         return design.expand(*batch_shape, design_dim)
     except RuntimeError as err:
-        raise ValueError(f"the policy proposed shape {tuple(design.shape)} for a batch of {tuple(batch_shape)}.") from err
+        raise ValueError(
+            f"the policy proposed shape {tuple(design.shape)} for a batch of {tuple(batch_shape)}."
+        ) from err
 
 
 class PolicySimulator:

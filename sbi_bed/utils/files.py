@@ -1,4 +1,4 @@
-"""One way to save: a single file with weights and plain data, written whole or not at all, read without running code."""
+"""One way to save: a single file of weights and plain data, written whole or not at all, read without running code."""
 
 from __future__ import annotations
 
@@ -50,5 +50,7 @@ def load_file(path: str | Path, kind: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not str(content.get("format", "")).startswith("sbi_bed."):
         raise ValueError(f"{path} is not a file of sbi_bed.")
     if content["format"] != f"sbi_bed.{kind}":
-        raise ValueError(f"{path} holds '{content['format']}' of version {content.get('version')}, expected 'sbi_bed.{kind}'.")
+        raise ValueError(
+            f"{path} holds '{content['format']}' of version {content.get('version')}, expected 'sbi_bed.{kind}'."
+        )
     return content

@@ -52,11 +52,12 @@ def pack_history(
     if isinstance(designs, Sequence) or isinstance(outcomes, Sequence):
         if len(designs) == 0 or len(designs) != len(outcomes):
             raise ValueError(
-                f"designs and outcomes must be lists of the same, non-zero length, got {len(designs)} and {len(outcomes)}."
+                f"designs and outcomes must be lists of one length, not empty; got {len(designs)} and {len(outcomes)}."
             )
         horizon = max(len(d) for d in designs) if horizon is None else horizon
-        pairs = [(as_finite_tensor(d, "designs"), as_finite_tensor(o, "outcomes")) for d, o in zip(designs, outcomes, strict=True)]
-        return torch.stack([pack_history(d, o, horizon) for d, o in pairs])
+        designs = [as_finite_tensor(d, "designs") for d in designs]
+        outcomes = [as_finite_tensor(o, "outcomes") for o in outcomes]
+        return torch.stack([pack_history(d, o, horizon) for d, o in zip(designs, outcomes, strict=True)])
     designs, outcomes = as_finite_tensor(designs, "designs"), as_finite_tensor(outcomes, "outcomes")
     if designs.ndim < 2 or designs.shape[:-1] != outcomes.shape[:-1]:
         raise ValueError(

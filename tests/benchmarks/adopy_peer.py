@@ -4,10 +4,12 @@ Reads one person a line from standard input, as JSON, and writes one line with t
 
     {"questions": [[amount_immediate, amount_delayed, delay_days], ...], "answers": [0 or 1, ...], 1 = delayed,
      "predict": [[...], ...], "steps": 15}
-    -> {"order": [...], "seconds": [...], "probability_delayed": {"adaptive": [after 0, 1, ... questions], "all": [...]}}
+    -> {"order": [...], "seconds": [...],
+        "probability_delayed": {"adaptive": [after 0, 1, ... questions], "all": [...]}}
 
-The prior is log k ~ N(-6, 2), log temperature ~ N(log 20, 1) on a grid of 50 x 30 points, three sd wide on either side,
-with the lapse rate .01 and the logistic link. "seconds" is the CPU time of `update` plus the choice of the next question.
+The prior is log k ~ N(-6, 2), log temperature ~ N(log 20, 1) on a grid of 50 x 30 points, three sd wide on either
+side, with the lapse rate .01 and the logistic link. "seconds" is the CPU time of `update` plus the choice of the next
+question.
 """
 
 import json
@@ -47,7 +49,7 @@ def run(person, task, model):
     )
     engine.log_prior = log_prior.astype(engine.dtype)
     engine.reset()
-    designs = [dict(zip(DESIGNS, row)) for row in questions]
+    designs = [dict(zip(DESIGNS, row)) for row in questions]  # noqa: B905 (Python 3.9)
     grid_k, grid_tau = engine.grid_param["k"].to_numpy(float), engine.grid_param["tau"].to_numpy(float)
     r_ss, r_ll, t_ll = np.asarray(person["predict"], float).T[:, :, None]
     table = LAPSE + (1 - 2 * LAPSE) * expit(grid_tau * (r_ll / (1 + grid_k * t_ll) - r_ss))

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 from models import LinearGaussian, TinyPolicy, YesNo
+from torch.distributions import MultivariateNormal, constraints
+
 from sbi_bed.diagnostics import expected_information_gain
 from sbi_bed.objectives import bounds as module
 from sbi_bed.policies import RandomPolicy, StaticPolicy
 from sbi_bed.simulators import DesignSimulator, HyperbolicDiscounting, LocationFinding, rollout
 from sbi_bed.utils import pack_history
-from torch.distributions import MultivariateNormal, constraints
 
 
 def assert_brackets(gain, exact):
@@ -25,7 +26,9 @@ def test_fixed_designs_have_their_closed_form_gain_between_the_bounds(dim, horiz
     simulator = LinearGaussian(dim)
     designs = simulator.design_space.sample((horizon,))
     exact = float(simulator.gain_of(designs))
-    gain = expected_information_gain(simulator, StaticPolicy(simulator, horizon, designs), horizon, 2000, 20_000, seed=1)
+    gain = expected_information_gain(
+        simulator, StaticPolicy(simulator, horizon, designs), horizon, 2000, 20_000, seed=1
+    )
     assert_brackets(gain, exact)
     # With this many contrastive samples both bounds are also close.
     assert abs(gain.lower - exact) < 4 * gain.lower_stderr and abs(gain.upper - exact) < 4 * gain.upper_stderr
@@ -37,7 +40,9 @@ def test_policies_have_the_mean_gain_of_their_designs_between_the_bounds(build):
     simulator = LinearGaussian(2)
     policy = build(simulator)
     with torch.no_grad():
-        exact = float(simulator.gain_of(rollout(simulator, policy, simulator.prior.sample((20_000,)), 3).designs).mean())
+        exact = float(
+            simulator.gain_of(rollout(simulator, policy, simulator.prior.sample((20_000,)), 3).designs).mean()
+        )
     for num_contrastive in (10, 200, 10_000):
         assert_brackets(expected_information_gain(simulator, policy, 3, 2000, num_contrastive, seed=2), exact)
 
@@ -65,8 +70,7 @@ def test_lower_bound_is_capped_and_upper_is_not():
 
 @pytest.mark.parametrize("which", ["lower", "upper"])
 def test_standard_errors_are_honest(which):
-    """Estimates repeated under other seeds scatter as much as each of them says, also with few contrastive samples, which
-    histories of a block share."""
+    """Estimates under many seeds scatter as each of them says, also with few shared contrastive samples."""
     simulator = LinearGaussian()
     policy = StaticPolicy(simulator, 2, torch.ones(2, 1))
     gains = [expected_information_gain(simulator, policy, 2, 320, 40, seed=seed) for seed in range(120)]
@@ -90,7 +94,10 @@ def test_blocks_do_not_share_contrastive_samples():
 
 
 def test_more_contrastive_samples_tighten_both_bounds():
-    simulator, policy = LinearGaussian(2, noise_sd=0.1), StaticPolicy(LinearGaussian(2), 2, torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+    simulator, policy = (
+        LinearGaussian(2, noise_sd=0.1),
+        StaticPolicy(LinearGaussian(2), 2, torch.tensor([[1.0, 1.0], [1.0, -1.0]])),
+    )
     few, many = (expected_information_gain(simulator, policy, 2, 500, n, seed=3) for n in (20, 2000))
     assert many.lower > few.lower + 5 * few.lower_stderr and many.upper < few.upper - 5 * few.upper_stderr
 
@@ -116,7 +123,9 @@ def test_raising_keeps_what_was_done():
         seen.append(num)
         return simulator.prior.sample((num,))
 
-    gain = expected_information_gain(simulator, TinyPolicy(simulator), 2, 2, 50, prior=sample, max_gap=0.0, max_contrastive=200, seed=0)
+    gain = expected_information_gain(
+        simulator, TinyPolicy(simulator), 2, 2, 50, prior=sample, max_gap=0.0, max_contrastive=200, seed=0
+    )
     assert seen == [2, 50, 50, 50, 50, 100, 100] and gain.num_contrastive == 200
 
 
@@ -183,7 +192,11 @@ def test_discrete_outcomes():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"simulator": DesignSimulator(LinearGaussian().prior, lambda t, d: t + d, constraints.real)}, ValueError, "needs a simulator with a log_likelihood"),
+        (
+            {"simulator": DesignSimulator(LinearGaussian().prior, lambda t, d: t + d, constraints.real)},
+            ValueError,
+            "needs a simulator with a log_likelihood",
+        ),
         ({"horizon": 0}, ValueError, "horizon must be at least 1"),
         ({"num_rollouts": 0}, ValueError, "num_rollouts must be at least 1"),
         ({"num_contrastive": 0}, ValueError, "num_contrastive must be at least 1"),
@@ -201,7 +214,13 @@ def test_discrete_outcomes():
 )
 def test_wrong_arguments_are_refused(changes, error, message):
     simulator = LinearGaussian()
-    arguments = {"simulator": simulator, "policy": RandomPolicy(simulator), "horizon": 2, "num_rollouts": 4, "num_contrastive": 4}
+    arguments = {
+        "simulator": simulator,
+        "policy": RandomPolicy(simulator),
+        "horizon": 2,
+        "num_rollouts": 4,
+        "num_contrastive": 4,
+    }
     with pytest.raises(error, match=message):
         expected_information_gain(**{**arguments, **changes})
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from models import LinearGaussian, TinyPolicy, YesNo
+from torch.distributions import MultivariateNormal, constraints
+
 from sbi_bed.diagnostics import expected_information_gain
 from sbi_bed.inference import DAD
 from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, StaticPolicy, TransformerPolicy
 from sbi_bed.simulators import ConstantElasticity, DesignSimulator, HyperbolicDiscounting, LocationFinding, rollout
 from sbi_bed.utils import pack_history
 from sbi_bed.utils.files import load_file, save_file
-from torch.distributions import MultivariateNormal, constraints
 
 
 class Recorder:
@@ -51,7 +52,9 @@ def weights(policy):
 
 def exact_gain(simulator, policy, horizon, num=2000):
     with torch.no_grad():
-        return float(simulator.gain_of(rollout(simulator, policy, simulator.prior.sample((num,)), horizon).designs).mean())
+        return float(
+            simulator.gain_of(rollout(simulator, policy, simulator.prior.sample((num,)), horizon).designs).mean()
+        )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +152,13 @@ def test_checkpoints_do_not_change_the_training(tmp_path):
 
 
 def test_settings_of_numpy_can_be_resumed(tmp_path):
-    settings = {"num_steps": np.int64(2), "batch_size": 8, "num_contrastive": 7, "learning_rate": np.float64(1e-2), "seed": np.int64(3)}
+    settings = {
+        "num_steps": np.int64(2),
+        "batch_size": 8,
+        "num_contrastive": 7,
+        "learning_rate": np.float64(1e-2),
+        "seed": np.int64(3),
+    }
     trainer().train(**settings, checkpoint=tmp_path / "checkpoint")
     trainer().train(**settings, checkpoint=tmp_path / "checkpoint", resume=True)
 
@@ -157,13 +166,20 @@ def test_settings_of_numpy_can_be_resumed(tmp_path):
 def test_wrong_checkpoints_are_refused(tmp_path):
     path, settings = tmp_path / "checkpoint", {"num_steps": 2, "batch_size": 8, "num_contrastive": 7, "seed": 3}
     trainer().train(**settings, checkpoint=path)
-    for changes in ({"batch_size": 9}, {"seed": 4}, {"num_steps": 3}, {"learning_rate": 0.5}, {"gradient": "score"}, {"max_grad_norm": 2.0}):
+    for changes in (
+        {"batch_size": 9},
+        {"seed": 4},
+        {"num_steps": 3},
+        {"learning_rate": 0.5},
+        {"gradient": "score"},
+        {"max_grad_norm": 2.0},
+    ):
         (name,) = changes
         with pytest.raises(ValueError, match=f"is a checkpoint of a training with .*{name}"):
             trainer().train(**{**settings, **changes}, checkpoint=path, resume=True)
-    with pytest.raises(ValueError, match="is a checkpoint of a training with .*num_trials"):
+    with pytest.raises(ValueError, match=r"is a checkpoint of a training with .*num_trials"):
         trainer(horizon=3).train(**settings, checkpoint=path, resume=True)
-    with pytest.raises(ValueError, match="is a checkpoint of a training with .*policy"):
+    with pytest.raises(ValueError, match=r"is a checkpoint of a training with .*policy"):
         trainer(policy=None).train(**settings, checkpoint=path, resume=True)
     trainer(policy=DeepSetsPolicy(LinearGaussian(), 8, 4)).train(**settings, checkpoint=path)
     with pytest.raises(ValueError, match="is a checkpoint of another policy"):
@@ -225,11 +241,19 @@ def test_refinement_trains_on_the_trials_that_remain():
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: trainer(DesignSimulator(LinearGaussian().prior, lambda t, d: t + d, constraints.real)), ValueError, "needs a simulator with a log_likelihood"),
+        (
+            lambda: trainer(DesignSimulator(LinearGaussian().prior, lambda t, d: t + d, constraints.real)),
+            ValueError,
+            "needs a simulator with a log_likelihood",
+        ),
         (lambda: trainer(horizon=0), ValueError, "horizon must be at least 1"),
         (lambda: trainer(policy=lambda history: torch.zeros(1)), TypeError, "DAD trains a Policy"),
         (lambda: trainer(policy=RandomPolicy(LinearGaussian())), ValueError, "RandomPolicy has nothing to train"),
-        (lambda: trainer(policy=StaticPolicy(LinearGaussian(), 2, torch.ones(2, 1))), ValueError, "StaticPolicy has nothing to train"),
+        (
+            lambda: trainer(policy=StaticPolicy(LinearGaussian(), 2, torch.ones(2, 1))),
+            ValueError,
+            "StaticPolicy has nothing to train",
+        ),
         (lambda: trainer(history=torch.ones(2, 3)), ValueError, "no trial remains of a horizon of 2"),
         (lambda: trainer(history=torch.ones(1, 4)), ValueError, "history must have 3 values"),
         (lambda: trainer(history=torch.ones(5, 1, 3)), ValueError, "history must be that of one experiment"),

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from sbi_bed.neural_nets.attention import CausalBlock
 from torch import nn
+
+from sbi_bed.neural_nets.attention import CausalBlock
 
 
 def build(width=8, num_heads=2):
@@ -15,7 +16,10 @@ def reference(block: CausalBlock, tokens: torch.Tensor) -> torch.Tensor:
     width, n = tokens.shape[-1], tokens.shape[-2]
     attention = nn.MultiheadAttention(width, block.num_heads, batch_first=True, dtype=torch.float64)
     attention.in_proj_weight.data, attention.in_proj_bias.data = block.to_qkv.weight.data, block.to_qkv.bias.data
-    attention.out_proj.weight.data, attention.out_proj.bias.data = block.from_heads.weight.data, block.from_heads.bias.data
+    attention.out_proj.weight.data, attention.out_proj.bias.data = (
+        block.from_heads.weight.data,
+        block.from_heads.bias.data,
+    )
     x = block.norm_in(tokens)
     mixed, _ = attention(x, x, x, attn_mask=torch.ones(n, n, dtype=torch.bool).triu(1), need_weights=False)
     tokens = tokens + mixed

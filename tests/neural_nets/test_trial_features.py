@@ -5,6 +5,9 @@ import copy
 import pytest
 import torch
 from models import LinearGaussian, gaussian_prior
+from torch import nn
+from torch.distributions import constraints
+
 from sbi_bed.neural_nets.trial_features import TrialFeatures, mlp
 from sbi_bed.policies import RandomPolicy
 from sbi_bed.simulators import (
@@ -15,15 +18,15 @@ from sbi_bed.simulators import (
     LocationFinding,
     PolicySimulator,
 )
-from torch import nn
-from torch.distributions import constraints
 
 MODELS = {
     "location": lambda: LocationFinding(2),
     "discounting": HyperbolicDiscounting,
     "elasticity": ConstantElasticity,
     "gaussian": lambda: LinearGaussian(2),
-    "candidates": lambda: DesignSimulator(gaussian_prior(1), lambda t, d: t + d, torch.tensor([[900.0], [1000.0], [1200.0]])),
+    "candidates": lambda: DesignSimulator(
+        gaussian_prior(1), lambda t, d: t + d, torch.tensor([[900.0], [1000.0], [1200.0]])
+    ),
 }
 
 

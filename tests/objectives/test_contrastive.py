@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 from models import LinearGaussian, TinyPolicy
-from sbi_bed.objectives import log_likelihood_of_history, log_sum_likelihood, snmc, spce
+from torch.distributions import constraints
+
 from sbi_bed.objectives import contrastive as module
+from sbi_bed.objectives import log_likelihood_of_history, log_sum_likelihood, snmc, spce
 from sbi_bed.policies import DeepSetsPolicy, RandomPolicy
 from sbi_bed.simulators import ConstantElasticity, DesignSimulator, HyperbolicDiscounting, LocationFinding, rollout
-from torch.distributions import constraints
 
 SIMULATORS = {
     "location": lambda: LocationFinding(2),
@@ -92,7 +93,11 @@ def test_only_what_needs_a_gradient_gets_one():
 def test_very_small_and_large_likelihoods_do_not_underflow(offset):
     base = LinearGaussian()
     shifted = DesignSimulator(
-        base.prior, base.simulate, constraints.real, lambda t, d, y: base.log_likelihood(t, d, y) + offset, reparameterized=True
+        base.prior,
+        base.simulate,
+        constraints.real,
+        lambda t, d, y: base.log_likelihood(t, d, y) + offset,
+        reparameterized=True,
     )
     theta = base.prior.sample((4,)).double()
     designs, outcomes = (x.detach() for x in rollout(base, TinyPolicy(base).double(), theta, 2))
@@ -160,5 +165,7 @@ def test_no_intermediate_grows_with_the_number_of_contrastive_samples():
 
         simulator = DesignSimulator(base.prior, base.simulate, constraints.real, log_likelihood, reparameterized=True)
         designs = torch.rand(16, 10, 1, requires_grad=True)
-        log_sum_likelihood(simulator, base.prior.sample((num_contrastive,)), designs, torch.randn(16, 10, 1)).sum().backward()
+        log_sum_likelihood(
+            simulator, base.prior.sample((num_contrastive,)), designs, torch.randn(16, 10, 1)
+        ).sum().backward()
     assert largest[200_000] == largest[2_000] <= module._CHUNK_ELEMENTS

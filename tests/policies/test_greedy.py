@@ -7,6 +7,17 @@ import math
 import pytest
 import torch
 from models import LinearGaussian, YesNo, gaussian_prior
+from torch.distributions import (
+    Beta,
+    Binomial,
+    HalfNormal,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    Uniform,
+    constraints,
+)
+
 from sbi_bed.diagnostics import expected_information_gain
 from sbi_bed.policies import GreedyPolicy, RandomPolicy, load_policy
 from sbi_bed.policies.one_step_gain import (
@@ -19,16 +30,6 @@ from sbi_bed.policies.one_step_gain import (
 from sbi_bed.simulators import DesignSimulator, DesignSpace, HyperbolicDiscounting, LocationFinding, rollout
 from sbi_bed.utils.quasi_random import quasi_random_draws
 from sbi_bed.utils.seeding import seeded
-from torch.distributions import (
-    Beta,
-    Binomial,
-    HalfNormal,
-    Independent,
-    MultivariateNormal,
-    Normal,
-    Uniform,
-    constraints,
-)
 
 
 class Counts(DesignSimulator):
@@ -124,7 +125,7 @@ def test_finite_outcomes():
 
 
 def test_finds_the_corner_of_the_box():
-    policy = GreedyPolicy(LinearGaussian(dim=1))
+    policy = GreedyPolicy(LinearGaussian(dim=1), num_candidates=64, num_steps=40, learning_rate=0.5)
     assert policy(torch.zeros(0, 3)).abs() > 0.97
     simulator = LinearGaussian(dim=2)
     policy = GreedyPolicy(simulator, num_candidates=64, num_steps=40, learning_rate=0.5)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from models import LinearGaussian, gaussian_prior
+from torch.distributions import Independent, MultivariateNormal, Normal, Uniform, constraints
+
 from sbi_bed.simulators import DesignSimulator
 from sbi_bed.simulators.base import prior_log_prob
-from torch.distributions import Independent, MultivariateNormal, Normal, Uniform, constraints
 
 SPACE = constraints.interval(torch.zeros(2), torch.ones(2))
 
@@ -33,7 +34,9 @@ def test_what_it_says_of_itself():
     assert build(design_space=[[0.0, 1.0], [1.0, 1.0]]).design_space.free_dim == 2
 
 
-@pytest.mark.parametrize(("theta_shape", "design_shape"), [((), ()), ((5,), ()), ((), (5,)), ((4, 1), (3,)), ((2, 1, 1), (4, 3))])
+@pytest.mark.parametrize(
+    ("theta_shape", "design_shape"), [((), ()), ((5,), ()), ((), (5,)), ((4, 1), (3,)), ((2, 1, 1), (4, 3))]
+)
 def test_leading_dimensions_broadcast(theta_shape, design_shape):
     simulator = build()
     theta, design = torch.randn(*theta_shape, 2), torch.rand(*design_shape, 2)
@@ -71,7 +74,11 @@ def test_what_cannot_be_a_simulator_is_refused(changes, error, message):
         (torch.zeros(5, 3), torch.zeros(2), r"theta must have shape \(..., 2\), got \(5, 3\)"),
         (torch.zeros(5, 2), torch.zeros(5, 1), r"design must have shape \(..., 2\), got \(5, 1\)"),
         (torch.zeros(()), torch.zeros(2), "theta must have shape"),
-        (torch.zeros(5, 2), torch.zeros(4, 2), r"leading dimensions of theta \(5,\) and design \(4,\) do not broadcast"),
+        (
+            torch.zeros(5, 2),
+            torch.zeros(4, 2),
+            r"leading dimensions of theta \(5,\) and design \(4,\) do not broadcast",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(theta, design, message):
@@ -118,7 +125,9 @@ def test_outcomes_are_read_in_unconstrained_coordinates():
     y = torch.tensor([[0.5], [2.0]])
     assert torch.equal(build(outcome_space=constraints.positive).standardize_outcome(y), y.log())
     assert torch.equal(build(outcome_space=constraints.boolean).standardize_outcome(y), y)
-    torch.testing.assert_close(build(outcome_space=constraints.interval(0.0, 4.0)).standardize_outcome(y), torch.logit(y / 4))
+    torch.testing.assert_close(
+        build(outcome_space=constraints.interval(0.0, 4.0)).standardize_outcome(y), torch.logit(y / 4)
+    )
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
@@ -142,7 +151,11 @@ def test_another_prior_keeps_the_experiment():
     shifted = MultivariateNormal(torch.full((2,), 3.0), torch.eye(2))
     other = simulator.with_prior(shifted)
     assert other.prior is shifted and simulator.prior is not shifted
-    assert (other.outcome_space, other.reparameterized, other.design_space) == (simulator.outcome_space, True, simulator.design_space)
+    assert (other.outcome_space, other.reparameterized, other.design_space) == (
+        simulator.outcome_space,
+        True,
+        simulator.design_space,
+    )
     theta, design, outcome = torch.randn(4, 2), torch.rand(2), torch.rand(1)
     assert torch.equal(other.log_likelihood(theta, design, outcome), simulator.log_likelihood(theta, design, outcome))
 
@@ -155,4 +168,6 @@ def test_prior_density_is_minus_infinity_outside_the_support():
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(prior_log_prob(box, theta.double()), expected.double(), rtol=1e-6, atol=0)
     double = gaussian_prior(2, torch.float64)
-    torch.testing.assert_close(prior_log_prob(double, torch.ones(3, 2)), double.log_prob(torch.ones(3, 2).double()).float())
+    torch.testing.assert_close(
+        prior_log_prob(double, torch.ones(3, 2)), double.log_prob(torch.ones(3, 2).double()).float()
+    )

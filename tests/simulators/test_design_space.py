@@ -5,20 +5,25 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch.distributions import constraints
+
 from sbi_bed.simulators import DesignSpace
 from sbi_bed.simulators.design_space import as_design_space
-from torch.distributions import constraints
 
 SPACES = {
     "interval": lambda: DesignSpace(constraints.interval(torch.tensor([0.0, -5.0]), torch.tensor([1.0, 100.0]))),
     "interval of numbers": lambda: DesignSpace(constraints.interval(-2.0, 3.0), dim=3),
-    "positive": lambda: DesignSpace(constraints.positive, dim=2, loc=torch.tensor([4.0, 0.0]), scale=torch.tensor([1.5, 1.0])),
+    "positive": lambda: DesignSpace(
+        constraints.positive, dim=2, loc=torch.tensor([4.0, 0.0]), scale=torch.tensor([1.5, 1.0])
+    ),
     "above 2": lambda: DesignSpace(constraints.greater_than(2.0)),
     "real": lambda: DesignSpace(constraints.real, loc=3.0, scale=2.0),
     "real vector": lambda: DesignSpace(constraints.real_vector, dim=3),
     "independent": lambda: DesignSpace(constraints.independent(constraints.interval(torch.zeros(2), torch.ones(2)), 1)),
     "cat": lambda: DesignSpace(
-        constraints.cat([constraints.interval(0.0, 100.0), constraints.positive, constraints.real], dim=-1, lengths=[1, 2, 1])
+        constraints.cat(
+            [constraints.interval(0.0, 100.0), constraints.positive, constraints.real], dim=-1, lengths=[1, 2, 1]
+        )
     ),
     "simplex": lambda: DesignSpace(constraints.simplex, dim=3),
 }
@@ -63,13 +68,22 @@ def test_samples_between_bounds_are_uniform():
     designs = SPACES["interval"]().sample((20_000,)).double()
     low, high = torch.tensor([0.0, -5.0]), torch.tensor([1.0, 100.0])
     unit = (designs - low) / (high - low)
-    torch.testing.assert_close(unit.mean(0), torch.full((2,), 0.5, dtype=torch.float64), atol=4 * (1 / 12 / 20_000) ** 0.5, rtol=0)
-    torch.testing.assert_close(unit.var(0), torch.full((2,), 1 / 12, dtype=torch.float64), atol=4 * (1 / 180 / 20_000) ** 0.5, rtol=0)
+    torch.testing.assert_close(
+        unit.mean(0), torch.full((2,), 0.5, dtype=torch.float64), atol=4 * (1 / 12 / 20_000) ** 0.5, rtol=0
+    )
+    torch.testing.assert_close(
+        unit.var(0), torch.full((2,), 1 / 12, dtype=torch.float64), atol=4 * (1 / 180 / 20_000) ** 0.5, rtol=0
+    )
 
 
 def test_bounds_are_inside_and_beyond_is_not():
     space = SPACES["interval"]()
-    assert space.contains(torch.tensor([[0.0, 100.0], [1.0, -5.0], [0.5, 100.1], [-0.1, 0.0]])).tolist() == [True, True, False, False]
+    assert space.contains(torch.tensor([[0.0, 100.0], [1.0, -5.0], [0.5, 100.1], [-0.1, 0.0]])).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert SPACES["positive"]().contains(torch.tensor([[1.0, 2.0], [1.0, 0.0]])).tolist() == [True, False]
     mixed = torch.tensor([[50.0, 1.0, 1.0, -9.0], [101.0, 1.0, 1.0, 0.0], [50.0, -1.0, 1.0, 0.0]])
     assert SPACES["cat"]().contains(mixed).tolist() == [True, False, False]
@@ -154,7 +168,11 @@ def test_a_copy_behaves_as_the_original():
         (lambda: DesignSpace("box"), TypeError, "must be one of torch.distributions.constraints"),
         (lambda: DesignSpace(constraints.boolean), ValueError, "no bijection onto Boolean.*candidates"),
         (lambda: DesignSpace(constraints.real, names=("a", "b")), ValueError, "need as many names"),
-        (lambda: DesignSpace(constraints.interval(torch.zeros(2), torch.ones(2)), dim=3), ValueError, "no space of 3 design values"),
+        (
+            lambda: DesignSpace(constraints.interval(torch.zeros(2), torch.ones(2)), dim=3),
+            ValueError,
+            "no space of 3 design values",
+        ),
         (lambda: DesignSpace(constraints.interval(1.0, 0.0)), ValueError, "lower bounds lie below upper"),
         (lambda: DesignSpace(constraints.real, loc=torch.zeros(2)), ValueError, "must agree"),
         (lambda: DesignSpace(constraints.simplex), ValueError, "no space of 1 design values"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+
 from sbi_bed.simulators import HyperbolicDiscounting
 
 
@@ -40,10 +41,15 @@ def test_probabilities_sum_to_one_and_never_fall_below_the_lapse():
 
 def test_link_is_phi_not_erf():
     simulator = HyperbolicDiscounting()
-    theta, design = torch.tensor([math.log(0.01), 20.0], dtype=torch.float64), torch.tensor([30.0, 100.0], dtype=torch.float64)
+    theta, design = (
+        torch.tensor([math.log(0.01), 20.0], dtype=torch.float64),
+        torch.tensor([30.0, 100.0], dtype=torch.float64),
+    )
     # k D = 1: the later reward is worth 50, one noise unit above 30.
     expected = 0.01 + 0.98 * 0.8413447460685429
-    assert float(simulator.log_likelihood(theta, design, torch.ones(1).double()).exp()) == pytest.approx(expected, rel=1e-12)
+    assert float(simulator.log_likelihood(theta, design, torch.ones(1).double()).exp()) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_choices_come_with_the_probabilities_of_the_likelihood():
@@ -61,15 +67,16 @@ def test_prior_is_the_one_in_the_docstring():
     assert stats.kstest(theta[:, 1], stats.halfnorm(scale=2).cdf).pvalue > 1e-3
     assert abs(np.corrcoef(theta.T)[0, 1]) < 4 / math.sqrt(20_000)
     density = HyperbolicDiscounting().prior.log_prob(torch.tensor([[-4.0, 1.0]]))
-    assert float(density) == pytest.approx(stats.norm(-4.25, 1.5).logpdf(-4.0) + stats.halfnorm(scale=2).logpdf(1.0), rel=1e-5)
+    assert float(density) == pytest.approx(
+        stats.norm(-4.25, 1.5).logpdf(-4.0) + stats.halfnorm(scale=2).logpdf(1.0), rel=1e-5
+    )
 
 
 def test_design_space_is_amounts_and_delays():
     space = HyperbolicDiscounting().design_space
     assert space.names == ("immediate_reward", "delay_days")
-    assert space.contains(torch.tensor([[50.0, 1e-3], [50.0, 1e4], [-1.0, 5.0], [101.0, 5.0], [50.0, -1.0]])).tolist() == [
-        True, True, False, False, False,
-    ]  # fmt: skip
+    designs = torch.tensor([[50.0, 1e-3], [50.0, 1e4], [-1.0, 5.0], [101.0, 5.0], [50.0, -1.0]])
+    assert space.contains(designs).tolist() == [True, True, False, False, False]
     # Free coordinates of 0 are an even trade at the prior's typical discount rate: half the reward, exp(4.25) days.
     torch.testing.assert_close(space.from_free(torch.zeros(2)), torch.tensor([50.0, math.exp(4.25)]))
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
-from sbi_bed.simulators import LocationFinding
 from torch.distributions import MultivariateNormal, Uniform
+
+from sbi_bed.simulators import LocationFinding
 
 
 def intensity(theta: np.ndarray, design: np.ndarray, num_sources: int) -> float:
@@ -24,14 +25,23 @@ def test_likelihood_is_a_lognormal_around_the_intensity(num_sources, dim):
         stats.lognorm(s=0.5, scale=intensity(t, d, num_sources)).logpdf(y[0])
         for t, d, y in zip(theta.numpy(), design.numpy(), outcome.numpy(), strict=True)
     ]
-    torch.testing.assert_close(simulator.log_likelihood(theta, design, outcome), torch.tensor(expected), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        simulator.log_likelihood(theta, design, outcome), torch.tensor(expected), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_likelihood_integrates_to_one():
     simulator = LocationFinding(num_sources=2)
-    theta, design = torch.tensor([0.3, -1.0, 1.2, 0.4], dtype=torch.float64), torch.tensor([0.1, 0.2], dtype=torch.float64)
+    theta, design = (
+        torch.tensor([0.3, -1.0, 1.2, 0.4], dtype=torch.float64),
+        torch.tensor([0.1, 0.2], dtype=torch.float64),
+    )
     total, _ = integrate.quad(
-        lambda y: math.exp(simulator.log_likelihood(theta, design, torch.tensor([y], dtype=torch.float64))), 0, np.inf, epsabs=1e-11, limit=200
+        lambda y: math.exp(simulator.log_likelihood(theta, design, torch.tensor([y], dtype=torch.float64))),
+        0,
+        np.inf,
+        epsabs=1e-11,
+        limit=200,
     )
     assert total == pytest.approx(1.0, abs=1e-8)
 
@@ -68,7 +78,10 @@ def test_leading_dimensions_broadcast():
 
 def test_outcomes_are_reparameterized_in_design():
     simulator = LocationFinding()
-    theta, design = torch.tensor([0.5, -0.2], dtype=torch.float64), torch.tensor([0.1, 0.3], dtype=torch.float64).requires_grad_()
+    theta, design = (
+        torch.tensor([0.5, -0.2], dtype=torch.float64),
+        torch.tensor([0.1, 0.3], dtype=torch.float64).requires_grad_(),
+    )
     torch.manual_seed(1)
     outcome = simulator(theta, design)
     (gradient,) = torch.autograd.grad(outcome.log().sum(), design)

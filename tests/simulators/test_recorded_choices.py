@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from recorded_people import NUM_ASKED, Session, paired, read_people, split_people
+
 from sbi_bed.policies import GreedyPolicy
 from sbi_bed.simulators.recorded_choices import delay_discounting_simulator, read_choices, read_participant
 

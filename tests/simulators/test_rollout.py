@@ -8,10 +8,11 @@ import torch
 from models import LinearGaussian, TinyPolicy
 from sbi.utils import BoxUniform
 from sbi.utils.simulation_utils import simulate_for_sbi
+from torch.distributions import constraints
+
 from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, StaticPolicy
 from sbi_bed.simulators import DesignSimulator, HyperbolicDiscounting, LocationFinding, PolicySimulator, rollout
 from sbi_bed.utils import pack_history, unpack_history
-from torch.distributions import constraints
 
 
 def newest_outcome_as_design(history):
@@ -52,7 +53,9 @@ def test_step_by_step_equals_the_policy_of_the_history_so_far():
     policy = DeepSetsPolicy(simulator)
     designs, outcomes = rollout(simulator, policy, simulator.prior.sample((6,)), 4)
     for t in range(4):
-        torch.testing.assert_close(policy(pack_history(designs[:, :t], outcomes[:, :t])), designs[:, t], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            policy(pack_history(designs[:, :t], outcomes[:, :t])), designs[:, t], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_gradients_pass_through_reparameterized_outcomes_and_not_through_others():
@@ -103,7 +106,7 @@ def test_ragged_lengths_are_uniform_and_padding_is_zero():
     assert counts[0] == 0 and (counts[1:] - 2000).abs().max() < 4 * math.sqrt(8000 * 3 / 16)
     padded = x[..., -1] == 0
     assert (x[padded] == 0).all()
-    designs, outcomes = unpack_history(x[:20], 1)
+    designs, _ = unpack_history(x[:20], 1)
     assert [len(d) for d in designs] == lengths[:20].tolist()
 
 
@@ -127,7 +130,9 @@ def test_sbi_simulates_it(num_workers, policy):
 
 def test_sbi_simulates_with_sbi_priors():
     simulator = HyperbolicDiscounting()
-    _, x = simulate_for_sbi(PolicySimulator(simulator, RandomPolicy(simulator), 5), simulator.prior, 20, show_progress_bar=False)
+    _, x = simulate_for_sbi(
+        PolicySimulator(simulator, RandomPolicy(simulator), 5), simulator.prior, 20, show_progress_bar=False
+    )
     assert x.shape == (20, 5, 4)
     box = LocationFinding(prior=BoxUniform(-torch.ones(2), torch.ones(2)))
     theta, _ = simulate_for_sbi(PolicySimulator(box, RandomPolicy(box), 2), box.prior, 20, show_progress_bar=False)

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+
 from sbi_bed import _version
 from sbi_bed.utils import seeded
 from sbi_bed.utils.checks import as_finite_tensor, check_count
@@ -20,10 +21,15 @@ class Bomb:
 
 
 def test_tensors_and_plain_data_come_back(tmp_path):
-    content = {"weights": {"a": torch.randn(3, dtype=torch.float64)}, "settings": [1, 2.5, "three", None, True, {"deep": (1, 2)}]}
+    content = {
+        "weights": {"a": torch.randn(3, dtype=torch.float64)},
+        "settings": [1, 2.5, "three", None, True, {"deep": (1, 2)}],
+    }
     save_file(tmp_path / "file", "thing", content)
     loaded = load_file(tmp_path / "file", "thing")
-    assert torch.equal(loaded["weights"]["a"], content["weights"]["a"]) and loaded["weights"]["a"].dtype == torch.float64
+    assert (
+        torch.equal(loaded["weights"]["a"], content["weights"]["a"]) and loaded["weights"]["a"].dtype == torch.float64
+    )
     assert loaded["settings"] == content["settings"]
     assert loaded["version"] == _version.__version__
     assert os.listdir(tmp_path) == ["file"]
@@ -38,7 +44,9 @@ def test_every_truncation_is_one_clear_error(tmp_path):
             load_file(tmp_path / "cut", "thing")
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04 not a zip", b"\x80\x04garbage", b"a,b\n1,2\n" * 100, bytes(range(256)) * 40])
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"PK\x03\x04 not a zip", b"\x80\x04garbage", b"a,b\n1,2\n" * 100, bytes(range(256)) * 40]
+)
 def test_foreign_bytes_are_refused(tmp_path, data):
     (tmp_path / "file").write_bytes(data)
     with pytest.raises(ValueError, match="not a file of sbi_bed"):
@@ -60,7 +68,10 @@ def test_files_of_others_and_other_kinds_are_refused(tmp_path):
 
 
 def test_no_code_in_a_file_is_run(tmp_path):
-    for path, write in [("a", lambda f: torch.save({"format": "sbi_bed.thing", "x": Bomb()}, f)), ("b", lambda f: f.write_bytes(pickle.dumps(Bomb())))]:
+    for path, write in [
+        ("a", lambda f: torch.save({"format": "sbi_bed.thing", "x": Bomb()}, f)),
+        ("b", lambda f: f.write_bytes(pickle.dumps(Bomb()))),
+    ]:
         write(tmp_path / path)
         with pytest.raises(ValueError, match="not a file of sbi_bed"):
             load_file(tmp_path / path, "thing")

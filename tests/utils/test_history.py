@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from sbi_bed.utils import pack_history, unpack_history
 from sbi_bed.utils.history import append_trial, check_history, empty_history, split_history
 
@@ -83,7 +84,9 @@ def test_lists_of_arrays_and_of_lists_are_packed_as_tensors_are():
     assert torch.equal(pack_history(designs, outcomes), expected)
     arrays_ = [np.array(d, dtype=np.float32) for d in designs], [np.array(o, dtype=np.float32) for o in outcomes]
     assert torch.equal(pack_history(*arrays_), expected)
-    assert torch.equal(pack_history(np.ones((3, 2)), np.zeros((3, 1))), pack_history(torch.ones(3, 2), torch.zeros(3, 1)).double())
+    assert torch.equal(
+        pack_history(np.ones((3, 2)), np.zeros((3, 1))), pack_history(torch.ones(3, 2), torch.zeros(3, 1)).double()
+    )
 
 
 def test_padding_defaults_to_the_longest():
@@ -101,10 +104,20 @@ def test_split_gives_designs_outcomes_mask():
         (torch.ones(2, 1), torch.ones(3, 1), None, "must agree in all but the last dimension"),
         (torch.ones(2), torch.ones(2), None, "must agree in all but the last dimension"),
         (torch.ones(3, 1), torch.ones(3, 1), 2, "got 3 trials for a horizon of 2"),
-        (torch.tensor([[0.0], [float("nan")]]), torch.ones(2, 1), None, r"designs must be finite, got nan at index \(1, 0\)"),
-        (torch.ones(2, 1), torch.tensor([[float("inf")], [0.0]]), None, r"outcomes must be finite, got inf at index \(0, 0\)"),
-        ([torch.ones(2, 1)], [], None, "lists of the same, non-zero length, got 1 and 0"),
-        ([], [], None, "lists of the same, non-zero length"),
+        (
+            torch.tensor([[0.0], [float("nan")]]),
+            torch.ones(2, 1),
+            None,
+            r"designs must be finite, got nan at index \(1, 0\)",
+        ),
+        (
+            torch.ones(2, 1),
+            torch.tensor([[float("inf")], [0.0]]),
+            None,
+            r"outcomes must be finite, got inf at index \(0, 0\)",
+        ),
+        ([torch.ones(2, 1)], [], None, "lists of one length, not empty; got 1 and 0"),
+        ([], [], None, "lists of one length, not empty"),
         ([torch.ones(2, 1)], [torch.ones(1, 1)], None, "must agree"),
         (torch.ones(2, 1), torch.ones(2, 1), -1, "horizon must be at least 0"),
     ],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -92,7 +92,7 @@ class StepDAD(AdaptiveExperiment):
         if self.num_trials not in self.refine_after or self.num_trials in done:
             return
         step = refine_policy(
-            self.policy,
+            cast(Policy, self.policy),
             self.simulator,
             self.horizon,
             self.history[: self.num_trials],

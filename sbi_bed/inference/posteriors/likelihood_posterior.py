@@ -189,7 +189,9 @@ class _HistoryPosterior(NeuralPosterior):
     def _draw(self, sample_shape: torch.Size, **kwargs: Any) -> Tensor:
         raise NotImplementedError
 
-    def _effective_sample_size(self) -> float:
+    @property
+    def effective_sample_size(self) -> float:
+        """Independent draws that the particles, weighted draws or last chains are worth."""
         raise NotImplementedError
 
     @property
@@ -199,7 +201,7 @@ class _HistoryPosterior(NeuralPosterior):
         check = self._report.check if self._report is not None else None
         if check is None:
             check = predictive_check(potential.simulator, potential.x_o, potential.prior, seed=self._check_seed)
-        ess = self._effective_sample_size()
+        ess = self.effective_sample_size
         self._report = PosteriorReport(self.sample_with, len(potential.designs), ess, self.log_evidence, check)
         return self._report
 
@@ -229,7 +231,8 @@ class SMCPosterior(_HistoryPosterior):
         log_target = lambda theta: self.potential_fn(theta, track_gradients=False)  # noqa: E731
         return rejuvenate(draws, log_target, self.theta_transform).theta[:num].reshape(*sample_shape, -1)
 
-    def _effective_sample_size(self) -> float:
+    @property
+    def effective_sample_size(self) -> float:
         return self.belief.effective_sample_size.item()
 
 
@@ -259,7 +262,8 @@ class _ImportancePosterior(_HistoryPosterior, ImportanceSamplingPosterior):
         settings = {"max_sampling_batch_size": max_sampling_batch_size, **kwargs}
         return ImportanceSamplingPosterior.sample(self, sample_shape, **settings)
 
-    def _effective_sample_size(self) -> float:
+    @property
+    def effective_sample_size(self) -> float:
         return self._ess
 
 
@@ -290,7 +294,8 @@ class _MCMCPosterior(_HistoryPosterior, MCMCPosterior):
         self._ess = effective_sample_size(whole).min().item()
         return theta
 
-    def _effective_sample_size(self) -> float:
+    @property
+    def effective_sample_size(self) -> float:
         if self._ess is None:
             self.sample((1000,))
         return self._ess  # pyright: ignore[reportReturnType]

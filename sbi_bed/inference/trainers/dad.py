@@ -165,7 +165,11 @@ class DAD:
             optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate)
             start = self._restore(checkpoint, settings, optimizer) if resume else 0
             progress = tqdm(
-                range(start, num_steps), "training policy", num_steps, initial=start, disable=not self._show_progress_bars
+                range(start, num_steps),
+                "training policy",
+                num_steps,
+                initial=start,
+                disable=not self._show_progress_bars,
             )
             for step in progress:
                 fall = 0.5 * (1 + math.cos(math.pi * step / num_steps))
@@ -181,17 +185,17 @@ class DAD:
         """(theta, contrastive) -> loss, bound, of one simulated batch."""
         if gradient not in ("auto", "pathwise", "score"):
             raise ValueError(f"gradient must be 'auto', 'pathwise' or 'score', got {gradient!r}.")
-        if gradient == "pathwise" and not self.simulator.pathwise:
-            raise ValueError("pathwise gradients need a simulator with reparameterized=True and no discrete part.")
+        if gradient == "pathwise" and not self.simulator.reparameterized:
+            raise ValueError("pathwise gradients need a simulator with reparameterized=True.")
         if baseline not in ("prefix", "mean", "none"):
             raise ValueError(f"baseline must be 'prefix', 'mean' or 'none', got {baseline!r}.")
-        pathwise = gradient == "pathwise" or (gradient == "auto" and self.simulator.pathwise)
+        pathwise = gradient == "pathwise" or (gradient == "auto" and self.simulator.reparameterized)
         loss_function = pathwise_loss if pathwise else partial(score_function_loss, baseline=baseline)
-        # Asked for the score function, score outcomes whole; else differentiate what of them is reparameterised.
-        detach_outcomes = True if gradient == "score" else None
 
         def loss_of(theta: Tensor, contrastive: Tensor) -> tuple[Tensor, Tensor]:
-            trials = rollout(self.simulator, self.policy, theta, self.num_trials, self.history, detach_outcomes)
+            trials = rollout(
+                self.simulator, self.policy, theta, self.num_trials, self.history, detach_outcomes=not pathwise
+            )
             return loss_function(self.simulator, theta, trials, contrastive)
 
         return loss_of
@@ -241,11 +245,13 @@ class DAD:
         if path is None or not Path(path).exists():
             return 0
         content = load_file(path, "training")
-        if not {"settings", "step", "weights", "optimizer", "random_state", "device_random_state", "bounds"} <= content.keys():
+        parts = {"settings", "step", "weights", "optimizer", "random_state", "device_random_state", "bounds"}
+        if not parts <= content.keys():
             raise ValueError(f"{path} lacks parts of a training.")
         others = {k: v for k, v in content["settings"].items() if settings.get(k) != v}
         if others:
-            raise ValueError(f"{path} is a checkpoint of a training with {others}, not {({k: settings.get(k) for k in others})}.")
+            ours = {k: settings.get(k) for k in others}
+            raise ValueError(f"{path} is a checkpoint of a training with {others}, not {ours}.")
         try:
             self.policy.load_state_dict(content["weights"])
         except RuntimeError as err:

@@ -99,7 +99,8 @@ def refine_policy(
         refined = trainer.train(num_steps, batch_size, num_contrastive, learning_rate)
         judge_seed = int(torch.randint(2**31, ()))
         before, after = (
-            _held_out_gain(simulator, candidate, trainer, draws, num_held_out, judge_seed) for candidate in (policy, refined)
+            _held_out_gain(simulator, candidate, trainer, draws, num_held_out, judge_seed)
+            for candidate in (policy, refined)
         )
     difference = after - before
     stderr = float(difference.std() / math.sqrt(len(difference)))
@@ -110,7 +111,7 @@ def refine_policy(
         float(before.mean()),
         float(after.mean()),
         stderr,
-        float(posterior.report.effective_sample_size),
+        posterior.effective_sample_size,
     )
 
 
