@@ -15,7 +15,7 @@ from torch import Tensor
 from ..inference import AdaptiveExperiment
 from ..objectives import log_likelihood_of_history
 from ..policies import GreedyPolicy
-from ..simulators.recorded_choices import delay_discounting_simulator, read_participant
+from ..simulators import delay_discounting_simulator, read_participant
 from ..utils.seeding import seeded
 from .table import format_table
 

@@ -5,6 +5,7 @@ from .constant_elasticity import ConstantElasticity
 from .design_space import DesignSpace
 from .hyperbolic_discounting import HyperbolicDiscounting
 from .location_finding import LocationFinding
+from .recorded_choices import RecordedChoices, delay_discounting_simulator, read_choices, read_participant
 from .rollout import PolicySimulator, Rollout, rollout
 
 __all__ = [
@@ -14,6 +15,10 @@ __all__ = [
     "HyperbolicDiscounting",
     "LocationFinding",
     "PolicySimulator",
+    "RecordedChoices",
     "Rollout",
+    "delay_discounting_simulator",
+    "read_choices",
+    "read_participant",
     "rollout",
 ]

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sbi.neural_nets import posterior_nn
+from torch.nn.functional import pad
+
 from sbi_bed.neural_nets.embedding_nets.history import HistoryEmbedding
 from sbi_bed.policies import RandomPolicy
 from sbi_bed.simulators import ConstantElasticity, HyperbolicDiscounting, LocationFinding, PolicySimulator
-from torch.nn.functional import pad
 
 MODELS = {"location": LocationFinding, "discounting": HyperbolicDiscounting, "elasticity": ConstantElasticity}
 EXACT = {"rtol": 1e-11, "atol": 1e-11}

@@ -1,0 +1,1 @@
+"""Live experiments: ask, record, look at the posterior."""

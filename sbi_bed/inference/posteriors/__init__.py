@@ -1,0 +1,1 @@
+"""Posteriors by likelihood, and checks of them."""
