@@ -9,7 +9,7 @@ from report import report
 
 from sbi_bed.diagnostics import expected_information_gain, step_dad_information_gain
 from sbi_bed.inference import DAD
-from sbi_bed.policies import RandomPolicy, load_policy
+from sbi_bed.policies import GreedyPolicy, RandomPolicy, load_policy
 from sbi_bed.simulators import ConstantElasticity, HyperbolicDiscounting, LocationFinding
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
@@ -50,10 +50,12 @@ def test_location(location_policy):
 
 def test_step_dad_on_location(location_policy):
     simulator = LocationFinding(1)
-    gain = step_dad_information_gain(location_policy[0], simulator, 10, (6,), 32, seed=0)
+    gain = step_dad_information_gain(
+        location_policy[0], simulator, 10, (6,), 32, num_reference=2_000_000, num_rollouts=4096, seed=0
+    )
     difference = gain.refined_samples - gain.unrefined_samples
     report(
-        "location K=1, T=10, Step-DAD after 6 trials against its unrefined twin, 32 deployments, reference 1e6 draws",
+        "location K=1, T=10, Step-DAD after 6 trials against its unrefined twin, 32 deployments, reference 2e6 prior draws",
         f"{gain}; worst deployment {difference.min():+.3f} ± {gain.noise_samples[difference.argmin()]:.3f}; "
         f"{gain.accepted:.0%} of refinements kept",
         COMMAND,
@@ -64,7 +66,7 @@ def test_step_dad_on_location(location_policy):
 
 def test_prior_shift(location_policy):
     shifted = LocationFinding(1, prior=torch.distributions.MultivariateNormal(torch.full((2,), 3.0), torch.eye(2)))
-    gain = step_dad_information_gain(location_policy[0], shifted, 10, (6,), 32, seed=0)
+    gain = step_dad_information_gain(location_policy[0], shifted, 10, (6,), 32, num_reference=2_000_000, seed=0)
     report(
         "location K=1, T=10, policy trained under N(0, I), deployed and inferred under N(3, I), refined after 6 trials",
         str(gain),
@@ -93,3 +95,16 @@ def test_constant_elasticity():
     report("CES T=10, random", str(random), COMMAND)
     report(f"CES T=10, DAD trained {seconds:.0f} s on 2 cores", str(gain), COMMAND)
     assert gain.lower - random.lower >= 2
+
+
+@pytest.mark.parametrize(
+    ("simulator", "horizon", "num_contrastive"), [(LocationFinding(1), 10, 1_000_000), (HyperbolicDiscounting(), 20, 100_000)]
+)
+def test_greedy(simulator, horizon, num_contrastive):
+    policy = GreedyPolicy(simulator)
+    start = time.process_time()
+    gain = expected_information_gain(simulator, policy, horizon, 128, num_contrastive, seed=1)
+    each = (time.process_time() - start) / (128 * horizon)
+    report(f"{type(simulator).__name__}, T={horizon}, GreedyPolicy, {1e3 * each:.0f} ms of CPU a design", str(gain), COMMAND)
+    random = expected_information_gain(simulator, RandomPolicy(simulator), horizon, 1000, num_contrastive, seed=1)
+    assert gain.lower > random.upper + 3 * gain.lower_stderr

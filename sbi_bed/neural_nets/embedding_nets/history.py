@@ -131,10 +131,12 @@ class _Round(nn.Module):
     def forward(self, features: Tensor, observed: Tensor, summary: Tensor) -> Tensor:
         """The next summary (*batch, summary_dim); observed is (*batch, n, 1), boolean."""
         known = summary.unsqueeze(-2).expand(*features.shape[:-1], -1)
-        encoded = self.encoder(torch.cat([features, known], dim=-1))
+        seen = observed.squeeze(-1)
+        each = self.encoder(torch.cat([features, known], dim=-1)[seen])  # padding costs nothing
+        encoded = each.new_zeros(*seen.shape, each.shape[-1]).index_put(seen.nonzero(as_tuple=True), each)
         term, value, score = encoded.split([self.width, self.width, self.num_heads], dim=-1)
         count = observed.sum(-2).to(features)
-        total = term.masked_fill(~observed, 0.0).sum(-2) / (1 + count).sqrt()
+        total = term.sum(-2) / (1 + count).sqrt()
         # A large finite number, not infinity: with no trials at all the weights are then 0 instead of NaN.
         weight = score.masked_fill(~observed, -1e9).softmax(-2).masked_fill(~observed, 0.0)
         values = torch.einsum("...nh,...nhv->...hv", weight, value.unflatten(-1, (self.num_heads, -1)))
