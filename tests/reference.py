@@ -6,7 +6,6 @@ within it, so a posterior of width 0.005 inside a prior of width 1 is resolved a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -87,10 +86,10 @@ def grid_posterior(
     centers = torch.cartesian_prod(*axes)
     log_density = log_joint(centers)
     done: list[tuple[Tensor, Tensor, Tensor]] = []
-    # A peak narrower than a coarse cell shows at the cell's centre only as a flank: cut generously at first.
-    active = log_density > log_density.max() - 40.0
+    # A peak far narrower than a coarse cell shows only as its flanks: cut generously at first.
+    active = log_density >= torch.minimum(log_density.max() - 40.0, log_density.topk(min(4000, coarse**2)).values[-1])
     offsets = (torch.cartesian_prod(*[torch.arange(_CUTS, dtype=torch.float64)] * 2) - (_CUTS - 1) / 2) / _CUTS
-    for _ in range(12):
+    for depth in range(12):
         done.append((centers[~active], side.expand(int((~active).sum()), 2), log_density[~active]))
         if not active.any():
             break
@@ -101,7 +100,7 @@ def grid_posterior(
         log_density = log_joint(centers)
         spread = log_density.unflatten(0, (-1, _CUTS**2))
         bends = (spread.amax(-1) - spread.amin(-1)) / (_CUTS - 1) > variation
-        matters = log_density + side.log().sum() > _log_total(done, log_density, side) - math.log(1e8)
+        matters = log_density + side.log().sum() > _log_total(done, log_density, side) - (40.0 if depth == 0 else 18.0)
         active = bends.repeat_interleave(_CUTS**2) & matters
     else:
         done.append((centers, side.expand(len(centers), 2), log_density))

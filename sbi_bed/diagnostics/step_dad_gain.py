@@ -116,13 +116,12 @@ def step_dad_information_gain(
     num_trials, stages = check_count(horizon, "horizon"), tuple(refine_after)
     if not stages or list(stages) != sorted(set(stages)) or stages[0] < 0 or stages[-1] >= num_trials:
         raise ValueError(f"refine_after must increase within [0, {horizon}), got {refine_after}.")
+    quiet = {"show_progress_bars": False, **(refinement or {})}  # there is a bar for all deployments
     rows, accepted = [], []
     with seeded(seed):
         progress = tqdm(range(num_experiments), "deployments", disable=not show_progress_bars)
         for _ in progress:
-            row, kept = _one_experiment(
-                policy, simulator, num_trials, stages, num_reference, num_rollouts, refinement or {}
-            )
+            row, kept = _one_experiment(policy, simulator, num_trials, stages, num_reference, num_rollouts, quiet)
             rows.append(row)
             accepted += kept
             progress.set_postfix({"difference": f"{sum(r[0] - r[1] for r in rows) / len(rows):.3f}"})
@@ -194,7 +193,10 @@ class _Reference:
         self.effective_sample_size = float(weights.sum().square() / weights.square().sum())
         half = num_reference // 2
         self.theta = theta[:half][torch.multinomial(weights[:half], num_rollouts, replacement=True)]
-        counted = (weights[half:] > 1e-7).nonzero().squeeze(-1) + half
+        # The lightest draws, a thousandth of the weight all together, are most of the draws: leave them out.
+        heaviest = weights[half:].argsort(descending=True)
+        share = weights[half:][heaviest].double().cumsum(0) / weights[half:].double().sum()
+        counted = heaviest[: int((share < 1 - 1e-3).sum()) + 1] + half
         self.contrastive = theta[counted]
         self.log_weights = log_weights[counted] - log_weights[half:].logsumexp(0)
         self.seed = int(torch.randint(2**31, ()))

@@ -51,7 +51,7 @@ def test_location(location_policy):
 def test_step_dad_on_location(location_policy):
     simulator = LocationFinding(1)
     gain = step_dad_information_gain(
-        location_policy[0], simulator, 10, (6,), 32, num_reference=2_000_000, num_rollouts=4096, seed=0
+        location_policy[0], simulator, 10, (6,), 32, num_reference=2_000_000, num_rollouts=2048, seed=0
     )
     difference = gain.refined_samples - gain.unrefined_samples
     report(
@@ -98,13 +98,18 @@ def test_constant_elasticity():
 
 
 @pytest.mark.parametrize(
-    ("simulator", "horizon", "num_contrastive"), [(LocationFinding(1), 10, 1_000_000), (HyperbolicDiscounting(), 20, 100_000)]
+    ("simulator", "horizon", "num_contrastive"),
+    [(LocationFinding(1), 10, 1_000_000), (HyperbolicDiscounting(), 20, 100_000)],
 )
 def test_greedy(simulator, horizon, num_contrastive):
     policy = GreedyPolicy(simulator)
     start = time.process_time()
     gain = expected_information_gain(simulator, policy, horizon, 128, num_contrastive, seed=1)
     each = (time.process_time() - start) / (128 * horizon)
-    report(f"{type(simulator).__name__}, T={horizon}, GreedyPolicy, {1e3 * each:.0f} ms of CPU a design", str(gain), COMMAND)
+    report(
+        f"{type(simulator).__name__}, T={horizon}, GreedyPolicy, {1e3 * each:.0f} ms of CPU a design",
+        str(gain),
+        COMMAND,
+    )
     random = expected_information_gain(simulator, RandomPolicy(simulator), horizon, 1000, num_contrastive, seed=1)
     assert gain.lower > random.upper + 3 * gain.lower_stderr

@@ -9,8 +9,14 @@ from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, StaticPolicy
 from sbi_bed.simulators import LocationFinding, rollout
 from sbi_bed.utils import pack_history
 
-QUICK = {"num_steps": 40, "batch_size": 64, "num_contrastive": 63, "num_particles": 512, "num_held_out": 512}
-QUIET = {**QUICK, "show_progress_bars": False}
+QUICK = {
+    "num_steps": 40,
+    "batch_size": 64,
+    "num_contrastive": 63,
+    "num_particles": 512,
+    "num_held_out": 512,
+    "show_progress_bars": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,7 @@ def test_a_refined_gain_agrees_with_the_closed_form():
 def test_a_live_run_refines_once_and_continues_after_a_crash(location, tmp_path):
     simulator, policy, _ = location
     journal = tmp_path / "run.jsonl"
-    experiment = StepDAD(policy, simulator, 4, refine_after=(2,), journal=journal, refinement=QUIET, seed=5)
+    experiment = StepDAD(policy, simulator, 4, refine_after=(2,), journal=journal, refinement=QUICK, seed=5)
     for outcome in (2.0, 1.2):
         experiment.next_design()
         experiment.record([outcome])
@@ -83,7 +89,7 @@ def test_a_crash_before_the_refinement_leads_to_the_same_design(location, tmp_pa
     simulator, policy, _ = location
     designs = []
     for name in ("one", "two"):
-        experiment = StepDAD(policy, simulator, 4, (1,), tmp_path / name, refinement=QUIET, seed=5)
+        experiment = StepDAD(policy, simulator, 4, (1,), tmp_path / name, refinement=QUICK, seed=5)
         experiment.next_design()
         experiment.record([2.0])
         if name == "two":

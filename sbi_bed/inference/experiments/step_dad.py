@@ -32,6 +32,7 @@ class StepDAD(AdaptiveExperiment):
         refine_after: Numbers of trials in [0, T) after which the policy is refined; about 0.6 T is usually best.
         journal: New file that trials and refined policies are written to.
         refinement: Arguments of `refine_policy` (num_steps, batch_size, sample_with, …).
+        show_progress_bars: Whether to show the progress of refinements.
         **options: As for `AdaptiveExperiment`.
 
     Attributes:
@@ -45,8 +46,9 @@ class StepDAD(AdaptiveExperiment):
         >>> from sbi_bed.policies import DeepSetsPolicy
         >>> from sbi_bed.simulators import LocationFinding
         >>> simulator = LocationFinding()
-        >>> few = {"num_steps": 5, "num_particles": 256, "num_held_out": 64, "show_progress_bars": False}
-        >>> experiment = StepDAD(DeepSetsPolicy(simulator), simulator, 3, refine_after=(2,), refinement=few, seed=0)
+        >>> few = {"num_steps": 5, "num_particles": 256, "num_held_out": 64}
+        >>> options = {"refinement": few, "seed": 0, "show_progress_bars": False}
+        >>> experiment = StepDAD(DeepSetsPolicy(simulator), simulator, 3, refine_after=(2,), **options)
         >>> while not experiment.done:
         ...     experiment.record(simulator(torch.zeros(2), experiment.next_design()))
         >>> len(experiment.refinements)
@@ -62,6 +64,7 @@ class StepDAD(AdaptiveExperiment):
         journal: str | Path | None = None,
         *,
         refinement: dict[str, Any] | None = None,
+        show_progress_bars: bool = True,
         **options: Any,
     ):
         refine_after = tuple(check_count(n, "refine_after", 0) for n in refine_after)
@@ -74,7 +77,7 @@ class StepDAD(AdaptiveExperiment):
         if options.get("num_experiments") is not None:
             raise ValueError("each experiment needs a policy of its own: use step_dad_information_gain for many.")
         self.refine_after = refine_after
-        self.refinement = {"show_progress_bars": True, **(refinement or {})}
+        self.refinement = {"show_progress_bars": show_progress_bars, **(refinement or {})}
         self._options = {"refine_after": list(refine_after), "refinement": self.refinement}
         self.refinements: list[Refinement] = []
         super().__init__(policy, simulator, horizon, journal, **options)

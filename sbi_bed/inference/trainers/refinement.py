@@ -62,7 +62,7 @@ def refine_policy(
     num_particles: int = 4096,
     num_held_out: int = 2048,
     seed: int | None = None,
-    show_progress_bars: bool = False,
+    show_progress_bars: bool = True,
 ) -> Refinement:
     """Refine a copy of `policy` for the trials that remain after `history`.
 
