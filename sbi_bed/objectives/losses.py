@@ -10,6 +10,9 @@ for any control variate c_t that does not depend on y_t (Foster et al. 2021, arX
 c_t = g_{t−1} + the mean over the *other* histories of g_T − g_{t−1}: what was known before trial t says nothing of y_t,
 and the others' mean removes most of what is left. Both terms keep the expectation. `baseline="none"` is the plain form,
 for comparison.
+
+Where outcomes are discrete in part (`DesignSimulator.log_discrete`), only that part is scored and the rest is
+differentiated: the same formula, with y attached.
 """
 
 from __future__ import annotations
@@ -65,5 +68,8 @@ def score_function_loss(
         advantage = gain - known if baseline == "prefix" else gain.expand_as(known)
         others = (advantage.sum(0) - advantage) / max(1, len(advantage) - 1)
         weight = advantage - others
-    surrogate = (weight * by_trial).sum(-1).mean() + bounds[:, -1].mean()
+    scored = by_trial  # of detached outcomes all is scored, of attached ones the part that is not differentiated
+    if trials.outcomes.requires_grad:
+        scored = simulator.log_discrete(theta.unsqueeze(-2), trials.designs, trials.outcomes.detach())
+    surrogate = (weight * scored).sum(-1).mean() + bounds[:, -1].mean()
     return -surrogate, gain.mean()

@@ -34,6 +34,9 @@ class DesignSimulator:
         reparameterized: Whether an outcome is a differentiable function of theta and design given the random numbers.
         outcome_space: Constraint on outcomes; nets read outcomes through the inverse of its bijection (so a positive
             outcome is read in logs).
+        log_discrete: For outcomes that are discrete in part (a censored slider: at an end, or between), the callable
+            (theta, design, outcome) -> (...) with the log-probability of that part; `reparameterized` then speaks of
+            the rest, given that part.
 
     Raises:
         ValueError: If the prior is not over vectors, or the outcome is not.
@@ -60,6 +63,7 @@ class DesignSimulator:
         reparameterized: bool = False,
         *,
         outcome_space: constraints.Constraint = constraints.real,
+        log_discrete: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ):
         if not callable(simulate):
             raise TypeError(f"simulate must be a callable (theta, design) -> outcome, got {simulate!r}.")
@@ -90,6 +94,7 @@ class DesignSimulator:
         self.design_dim = self.design_space.dim
         self.outcome_dim = check_count(outcome_shape[0], "outcome_shape[0]")
         self._log_likelihood = log_likelihood
+        self._log_discrete = log_discrete
 
     @property
     def has_likelihood(self) -> bool:
@@ -140,6 +145,17 @@ class DesignSimulator:
             )
         return value
 
+    @property
+    def pathwise(self) -> bool:
+        """Whether pathwise gradients alone are right: outcomes reparameterised, no part of them discrete."""
+        return self.reparameterized and self._log_discrete is None
+
+    def log_discrete(self, theta: Tensor, design: Tensor, outcome: Tensor) -> Tensor:
+        """Log-probability (...) of what is discrete in an outcome: all of it unless outcomes are reparameterised."""
+        if self._log_discrete is None or not self.reparameterized:
+            return self.log_likelihood(theta, design, outcome)
+        return self._log_discrete(theta, design, outcome)
+
     def check_outcome(self, outcome: Any) -> Tensor:
         """Return `outcome` as a tensor (..., O), finite and inside the outcome space; a `ValueError` otherwise."""
         outcome = as_finite_tensor(outcome, "outcome", last_dim=self.outcome_dim)
@@ -167,6 +183,7 @@ class DesignSimulator:
             self.outcome_shape,
             self.reparameterized,
             outcome_space=self.outcome_space,
+            log_discrete=self._log_discrete,
         )
 
     def _check(self, theta: Tensor, design: Tensor) -> torch.Size:

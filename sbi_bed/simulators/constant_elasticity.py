@@ -6,8 +6,8 @@ A person says on a slider how much basket x is preferred to basket x', three goo
     ρ ~ U(0.01, 1),   α ~ Dirichlet(1, 1, 1),   log u ~ N(1, 3²),   τ = 0.005,   ε = 2⁻²².
 
 Clipping makes the likelihood censored: point masses at both ends, a logit-normal density between, all in log space. It
-also makes pathwise gradients wrong, since the gain jumps where η crosses an end, so outcomes do not count as
-reparameterised and policies are trained by the score function.
+also makes plain pathwise gradients wrong, since the gain jumps where η crosses an end. So where the slider stops (an end,
+or between) counts as discrete, and only the place between is reparameterised, as a truncated normal.
 
 α is given by its stick-breaking fractions, α = (b_1, (1 − b_1) b_2, (1 − b_1)(1 − b_2)) with b_1 ~ Beta(1, 2) and
 b_2 ~ U(0, 1): the same Dirichlet, in coordinates free of the constraint Σα = 1 that density estimators and samplers
@@ -50,7 +50,9 @@ class ConstantElasticity(DesignSimulator):
                 names=tuple(f"{basket}_{good}" for basket in ("left", "right") for good in (1, 2, 3)),
             ),
             log_likelihood=self._log_density,
+            reparameterized=True,
             outcome_space=constraints.unit_interval,
+            log_discrete=self._log_place,
         )
 
     @staticmethod
@@ -76,13 +78,28 @@ class ConstantElasticity(DesignSimulator):
 
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
         mean, sd = self.slider_moments(theta, design)
-        slider = torch.sigmoid(mean + sd * torch.randn_like(mean))
+        z = torch.randn_like(mean)
+        low, high = self._standard_bounds(mean, sd)
+        inside = (z > low) & (z < high)
+        if mean.requires_grad:
+            z = _reparameterize_truncated(z, low, high)
+        ends = torch.where(z <= low, self.epsilon, 1 - self.epsilon)
+        slider = torch.where(inside, torch.sigmoid(mean + sd * z), ends)
         return slider.clamp(self.epsilon, 1 - self.epsilon).unsqueeze(-1)
 
     def _standard_bounds(self, mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
         """The slider's ends in units of its noise."""
         bound = math.log1p(-self.epsilon) - math.log(self.epsilon)
         return (-bound - mean) / sd, (bound - mean) / sd
+
+    def _log_place(self, theta: Tensor, design: Tensor, outcome: Tensor) -> Tensor:
+        """Log-probability of where the slider stopped: at its low end, at its high end, or between."""
+        low, high = self._standard_bounds(*self.slider_moments(theta, design))
+        y = outcome.squeeze(-1)
+        at_low, at_high = y <= self.epsilon, y >= 1 - self.epsilon
+        between = torch.log1p(-(torch.special.ndtr(low) + torch.special.ndtr(-high)).clamp_max(1 - 1e-6))
+        end = torch.where(at_low, low, torch.where(at_high, -high, 0.0))
+        return torch.where(at_low | at_high, _LogNormalCDF.apply(end), between)
 
     def _log_density(self, theta: Tensor, design: Tensor, outcome: Tensor) -> Tensor:
         mean, sd = self.slider_moments(theta, design)
@@ -95,6 +112,16 @@ class ConstantElasticity(DesignSimulator):
         # Only the branch that applies is given its true argument, so that an unused one cannot send NaN backwards.
         end = torch.where(at_low, low, torch.where(at_high, -high, 0.0))
         return torch.where(at_low | at_high, _LogNormalCDF.apply(end), density)
+
+
+def _reparameterize_truncated(z: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """z, with the gradient of a normal truncated to (low, high): z = Φ⁻¹(Φ(low) + v (Φ(high) − Φ(low))) at fixed v."""
+    below, above = low.detach(), high.detach()
+    ndtr = torch.special.ndtr
+    share = ((ndtr(z) - ndtr(below)) / (ndtr(above) - ndtr(below)).clamp_min(1e-12)).clamp(0, 1)
+    from_low = (1 - share) * torch.exp((0.5 * (z.square() - below.square())).clamp_max(10.0))
+    from_high = share * torch.exp((0.5 * (z.square() - above.square())).clamp_max(10.0))
+    return z + from_low * (low - below) + from_high * (high - above)
 
 
 class _LogNormalCDF(torch.autograd.Function):

@@ -14,7 +14,7 @@ from sbi_bed.simulators import ConstantElasticity, HyperbolicDiscounting, Locati
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 COMMAND = "pytest -m benchmark tests/benchmarks/test_information_gain.py"
-LOCATION_TRAINING = {"num_steps": 5000, "batch_size": 512, "num_contrastive": 1023, "learning_rate": 1e-3, "seed": 0}
+LOCATION_TRAINING = {"num_steps": 8000, "batch_size": 512, "num_contrastive": 1023, "learning_rate": 1e-3, "seed": 0}
 
 
 def _trained(simulator, horizon, **training):
@@ -78,7 +78,7 @@ def test_prior_shift(location_policy):
 def test_discounting():
     simulator = HyperbolicDiscounting()
     policy, seconds = _trained(
-        simulator, 20, num_steps=6000, batch_size=512, num_contrastive=511, learning_rate=5e-4, seed=0
+        simulator, 20, num_steps=5000, batch_size=512, num_contrastive=511, learning_rate=5e-4, seed=0
     )
     gain = expected_information_gain(simulator, policy, 20, 2000, 100_000, seed=1)
     report(f"discounting T=20 (link Φ), DAD trained {seconds:.0f} s on 2 cores", str(gain), COMMAND)
@@ -89,7 +89,7 @@ def test_constant_elasticity():
     simulator = ConstantElasticity()
     random = expected_information_gain(simulator, RandomPolicy(simulator), 10, 100, 1_000_000, seed=1)
     policy, seconds = _trained(
-        simulator, 10, num_steps=2000, batch_size=256, num_contrastive=1023, learning_rate=3e-4, seed=0
+        simulator, 10, num_steps=1200, batch_size=256, num_contrastive=1023, learning_rate=3e-4, seed=0
     )
     gain = expected_information_gain(simulator, policy, 10, 100, 1_000_000, seed=1)
     report("CES T=10, random", str(random), COMMAND)

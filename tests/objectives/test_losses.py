@@ -150,7 +150,7 @@ def test_gradients_of_the_benchmark_models_are_finite(build):
     policy = DeepSetsPolicy(simulator, 16, 8)
     theta, contrastive = simulator.prior.sample((64,)), simulator.prior.sample((64,))
     trials = rollout(simulator, policy, theta, 5)
-    loss_function = pathwise_loss if simulator.reparameterized else score_function_loss
+    loss_function = pathwise_loss if simulator.pathwise else score_function_loss
     gradient = flat_gradient(loss_function(simulator, theta, trials, contrastive)[0], policy)
     assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
 

@@ -223,3 +223,34 @@ def test_outcome_space():
     assert torch.isfinite(simulator.standardize_outcome(torch.tensor([[EPSILON], [1 - EPSILON], [0.5]]))).all()
     with pytest.raises(ValueError, match="outside the outcome space"):
         simulator.check_outcome([1.5])
+
+
+def test_gradient_of_a_censored_expectation():
+    """d/dξ E[g(y)] for a g that jumps at the ends: score of the place plus pathwise between, against quadrature."""
+    simulator = ConstantElasticity()
+    theta = torch.tensor(
+        [0.5, 0.3, 0.4, 7.0], dtype=torch.float64
+    )  # u so large that both ends and the middle are likely
+
+    def gain(y):
+        inside = (y > EPSILON) & (y < 1 - EPSILON)
+        return torch.where(inside, torch.logit(y.clamp(EPSILON, 1 - EPSILON)), torch.where(y > 0.5, 40.0, -5.0))
+
+    design = torch.tensor([30.0, 40.0, 50.0, 30.0, 40.0, 50.001], dtype=torch.float64, requires_grad=True)
+    mean, sd = simulator.slider_moments(theta, design)
+    bound = math.log1p(-EPSILON) - math.log(EPSILON)
+    normal = torch.distributions.Normal(mean, sd)
+    eta = torch.linspace(-bound, bound, 20_001, dtype=torch.float64)
+    between = torch.trapezoid(eta * normal.log_prob(eta).exp(), eta)
+    exact = between - 5 * normal.cdf(torch.tensor(-bound)) + 40 * (1 - normal.cdf(torch.tensor(bound)))
+    (expected,) = torch.autograd.grad(exact, design)
+    count = 200_000
+    designs = design.detach().expand(count, 6).clone().requires_grad_()
+    y = simulator(theta, designs)
+    place = simulator.log_discrete(theta, designs, y.detach())
+    gains = gain(y).squeeze(-1)
+    (each,) = torch.autograd.grad((gains + gains.detach() * place).sum(), designs)
+    stderr = each.std(0) / count**0.5
+    assert ((each.mean(0) - expected).abs() < 4 * stderr).all()
+    (pathwise,) = torch.autograd.grad(gain(simulator(theta, designs)).sum(), designs)
+    assert ((pathwise.mean(0) - expected).abs() > 10 * stderr).any()  # without the score the gradient is wrong

@@ -185,16 +185,19 @@ class DAD:
         """(theta, contrastive) -> loss, bound, of one simulated batch."""
         if gradient not in ("auto", "pathwise", "score"):
             raise ValueError(f"gradient must be 'auto', 'pathwise' or 'score', got {gradient!r}.")
-        if gradient == "pathwise" and not self.simulator.reparameterized:
-            raise ValueError("pathwise gradients need a simulator with reparameterized=True.")
+        if gradient == "pathwise" and not self.simulator.pathwise:
+            raise ValueError("pathwise gradients need a simulator with reparameterized=True and no discrete part.")
         if baseline not in ("prefix", "mean", "none"):
             raise ValueError(f"baseline must be 'prefix', 'mean' or 'none', got {baseline!r}.")
-        pathwise = gradient == "pathwise" or (gradient == "auto" and self.simulator.reparameterized)
+        pathwise = gradient == "pathwise" or (gradient == "auto" and self.simulator.pathwise)
         loss_function = pathwise_loss if pathwise else partial(score_function_loss, baseline=baseline)
+
+        # Asked for the score function, score outcomes whole; else differentiate what of them is reparameterised.
+        detach_outcomes = True if gradient == "score" else None
 
         def loss_of(theta: Tensor, contrastive: Tensor) -> tuple[Tensor, Tensor]:
             trials = rollout(
-                self.simulator, self.policy, theta, self.num_trials, self.history, detach_outcomes=not pathwise
+                self.simulator, self.policy, theta, self.num_trials, self.history, detach_outcomes=detach_outcomes
             )
             return loss_function(self.simulator, theta, trials, contrastive)
 
