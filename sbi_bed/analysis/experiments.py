@@ -40,7 +40,7 @@ def plot_experiment_in_plane(
     axes: Any = plt.gca() if ax is None else ax
     designs = torch.as_tensor(unpack_history(history, 2)[0])
     first = len(designs) if refined_after is None else refined_after
-    axes.scatter(*draws.T, s=4, alpha=0.15, color=_GREY, linewidths=0, rasterized=True, label="posterior draws")
+    axes.scatter(*draws.T, s=4, alpha=0.3, color=_GREY, linewidths=0, rasterized=True, label="posterior draws")
     axes.plot(*designs.T, color=_BLUE, linewidth=0.6, alpha=0.5)
     for part, colour, label in (
         (designs[:first], _BLUE, "designs"),
@@ -49,14 +49,21 @@ def plot_experiment_in_plane(
         if len(part):
             axes.scatter(*part.T, s=110, color=colour, edgecolor="white", linewidths=0.8, zorder=3, label=label)
     for number, point in enumerate(designs, 1):
-        axes.annotate(str(number), point.tolist(), ha="center", va="center", color="white", fontsize=7, zorder=4)
-    if truth is not None:
-        axes.scatter(
-            *truth[:, None], marker="*", s=170, color="black", edgecolor="white", zorder=5, label="true source"
+        axes.annotate(
+            str(number),
+            point.tolist(),
+            ha="center",
+            va="center",
+            color="white",
+            fontsize=7,
+            zorder=4,
+            annotation_clip=True,
         )
+    if truth is not None:
+        axes.scatter(*truth[:, None], marker="*", s=90, color="black", edgecolor="white", zorder=5, label="true source")
     axes.set(xlabel="x", ylabel="y", title="Where the experiment looked", aspect="equal")
     axes.margins(0.1)
-    legend = axes.legend(fontsize=8, framealpha=0.9, markerscale=0.8)
+    legend = axes.legend(fontsize=8, framealpha=0.9, markerscale=0.8, loc="best")
     for handle in legend.legend_handles:
         handle.set_alpha(1)
     return axes
@@ -89,5 +96,5 @@ def plot_posterior_spread(
             " policy refined", (refined_after, 0.97), xycoords=("data", "axes fraction"), va="top", fontsize=8
         )
     axes.set(xlabel="trials", ylabel="distance", yscale="log", title="What it came to know")
-    axes.legend(fontsize=8, loc="lower left")
+    axes.legend(fontsize=8, loc="upper right")
     return axes

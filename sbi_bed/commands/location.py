@@ -30,14 +30,14 @@ def run(options: argparse.Namespace) -> None:
     simulator = LocationFinding(num_sources=1)
     print(f"Find a hidden source in {HORIZON} readings, each placed where the ones before suggest.\n")
     with seeded(options.seed):
-        policy = DAD(simulator, HORIZON).train(2500, 256, 255, 2e-3)
+        policy = DAD(simulator, HORIZON).train(3000, 256, 255, 1e-3)
         static = DAD(simulator, HORIZON, StaticPolicy(simulator, HORIZON)).train(400, 256, 255, 2e-2)
         rows = [
             _gain_row(name, expected_information_gain(simulator, p, HORIZON, NUM_ROLLOUTS, NUM_CONTRASTIVE))
             for name, p in (("random", RandomPolicy(simulator)), ("static", static), ("DAD", policy))
         ]
         step_dad = step_dad_information_gain(
-            policy, simulator, HORIZON, (REFINE_AFTER,), 6, num_shared_rollouts=NUM_ROLLOUTS, refinement=REFINEMENT
+            policy, simulator, HORIZON, (REFINE_AFTER,), 8, num_shared_rollouts=NUM_ROLLOUTS, refinement=REFINEMENT
         )
         source = simulator.prior.sample()
         experiment = _run_experiment(policy, simulator, source, _fresh(output / "location.jsonl"))
@@ -93,10 +93,15 @@ def _draw(path: Path, experiment: StepDAD, draws: Tensor, source: Tensor, refine
 
     from ..analysis import plot_experiment_in_plane, plot_posterior_spread
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
-    plot_experiment_in_plane(experiment.history, draws, source, refined_after=refined_after, ax=axes[0])
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    for ax in axes[:2]:
+        plot_experiment_in_plane(experiment.history, draws, source, refined_after=refined_after, ax=ax)
+    centre, width = draws.mean(0), 6 * float(draws.std(0).max())
+    axes[1].set(xlim=(centre[0] - width, centre[0] + width), ylim=(centre[1] - width, centre[1] + width))
+    axes[1].set_title("The same, near the source")
+    axes[1].get_legend().remove()
     with seeded(0):
         clouds = [experiment.posterior(num_trials=n).sample((1000,)) for n in range(HORIZON + 1)]
-    plot_posterior_spread(clouds, source, refined_after=refined_after, ax=axes[1])
+    plot_posterior_spread(clouds, source, refined_after=refined_after, ax=axes[2])
     figure.savefig(path, dpi=130)
     plt.close(figure)

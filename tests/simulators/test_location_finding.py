@@ -97,3 +97,18 @@ def test_priors():
     assert LocationFinding(prior=box).prior is box
     with pytest.raises(ValueError, match="2 sources in 2 dimensions need a prior over 4, got 2"):
         LocationFinding(2, prior=box)
+
+
+@pytest.mark.parametrize(("num_sources", "dim"), [(1, 2), (2, 2), (3, 1), (2, 3)])
+def test_the_gradient_by_hand_is_autograds(num_sources, dim):
+    simulator = LocationFinding(num_sources, dim)
+    theta = torch.randn(4, 1, num_sources * dim, dtype=torch.float64, requires_grad=True)
+    design = torch.randn(3, 1, 5, dim, dtype=torch.float64, requires_grad=True)
+    value = simulator.log_intensity(theta, design)
+    gaps = theta.unflatten(-1, (num_sources, dim)) - design.unsqueeze(-2)
+    plain = torch.log(0.1 + (1 / (1e-4 + gaps.square().sum(-1))).sum(-1))
+    torch.testing.assert_close(value, plain)
+    weight = torch.randn_like(plain)
+    found, expected = (torch.autograd.grad((v * weight).sum(), (theta, design)) for v in (value, plain))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
