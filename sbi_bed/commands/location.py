@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..diagnostics import StepDADGain, expected_information_gain, step_dad_information_gain
@@ -25,6 +26,17 @@ REFINEMENT = {"num_steps": 200, "batch_size": 256, "num_contrastive": 255}
 
 def run(options: argparse.Namespace) -> None:
     """Train, compare, run one experiment, infer; print two tables and write `location.png`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        1
+    )  # the work comes in pieces of a core's cache: on a busy machine threads wait for each other
+    try:
+        _run(options)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(options: argparse.Namespace) -> None:
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     simulator = LocationFinding(num_sources=1)
