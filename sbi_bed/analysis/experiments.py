@@ -92,9 +92,7 @@ def plot_posterior_spread(
         axes.plot(trials, error, "s--", color=_ORANGE, label="distance of the posterior mean from the truth")
     if refined_after is not None:
         axes.axvline(refined_after, color=_GREY, linewidth=1)
-        axes.annotate(
-            " policy refined", (refined_after, 0.97), xycoords=("data", "axes fraction"), va="top", fontsize=8
-        )
+        axes.annotate(" policy refined", (refined_after, 0.03), xycoords=("data", "axes fraction"), fontsize=8)
     axes.set(xlabel="trials", ylabel="distance", yscale="log", title="What it came to know")
     axes.legend(fontsize=8, loc="upper right")
     return axes
