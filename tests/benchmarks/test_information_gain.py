@@ -78,7 +78,7 @@ def test_prior_shift(location_policy):
 def test_discounting():
     simulator = HyperbolicDiscounting()
     policy, seconds = _trained(
-        simulator, 20, num_steps=4500, batch_size=512, num_contrastive=511, learning_rate=5e-4, seed=0
+        simulator, 20, num_steps=5200, batch_size=512, num_contrastive=255, learning_rate=3e-4, seed=0
     )
     gain = expected_information_gain(simulator, policy, 20, 2000, 100_000, seed=1)
     report(f"discounting T=20 (link Φ), DAD trained {seconds:.0f} s on 2 cores", str(gain), COMMAND)
