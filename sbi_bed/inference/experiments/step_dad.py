@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
-
 from ...policies.base import Policy
 from ...simulators.base import DesignSimulator
 from ...utils.checks import check_count
@@ -81,14 +79,6 @@ class StepDAD(AdaptiveExperiment):
         self._options = {"refine_after": list(refine_after), "refinement": self.refinement}
         self.refinements: list[Refinement] = []
         super().__init__(policy, simulator, horizon, journal, **options)
-
-    def next_design(self) -> Tensor:
-        """The next design (D,), after a refinement where one is due; the same one until `record` is called.
-
-        Raises:
-            ValueError: If the experiment is done, or the policy proposes something outside the design space.
-        """
-        return super().next_design()
 
     def _before_proposal(self) -> None:
         done = {adoption["num_trials"] for adoption in self._adoptions}
