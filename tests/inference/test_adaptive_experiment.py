@@ -14,7 +14,7 @@ from models import LinearGaussian, TinyPolicy, YesNo
 from torch import nn
 
 from sbi_bed.inference.experiments.adaptive import AdaptiveExperiment
-from sbi_bed.inference.experiments.journal import Journal, journal_bytes, read_journal
+from sbi_bed.inference.experiments.journal import journal_bytes, read_journal
 from sbi_bed.inference.experiments.stopping import (
     after_trials,
     gain_below,
@@ -28,21 +28,6 @@ from sbi_bed.utils import pack_history, seeded
 
 SIMULATOR = LocationFinding()
 GRID = torch.linspace(-1, 1, 9).unsqueeze(-1)
-
-
-@pytest.fixture(autouse=True)
-def close_all(monkeypatch):
-    """Close what a test has opened."""
-    opened, init = [], Journal.__init__
-
-    def remember(self, path):
-        init(self, path)
-        opened.append(self)
-
-    monkeypatch.setattr(Journal, "__init__", remember)
-    yield
-    for journal in opened:
-        journal.close()
 
 
 def answer(design, trial=0):

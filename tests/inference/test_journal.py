@@ -30,21 +30,6 @@ HEADER = {"kind": "test", "text": "ä ξ 'quoted' \" \n"}
 ENTRIES = [{"event": "trial", "n": 0, "x": 0.1}, {"event": "policy", "text": "two\nlines"}, {"event": "stop"}]
 
 
-@pytest.fixture(autouse=True)
-def close_all(monkeypatch):
-    """Close what a test has opened."""
-    opened, init = [], Journal.__init__
-
-    def remember(self, path):
-        init(self, path)
-        opened.append(self)
-
-    monkeypatch.setattr(Journal, "__init__", remember)
-    yield
-    for journal in opened:
-        journal.close()
-
-
 def make(path: Path, entries=ENTRIES) -> Path:
     journal = Journal.create(path, HEADER)
     for entry in entries:
