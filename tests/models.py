@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, constraints
 
 from sbi_bed.policies import Policy
-from sbi_bed.simulators import DesignSimulator, DesignSpace
+from sbi_bed.simulators import DesignSimulator, DesignSpace, Pharmacokinetics
 
 
 def gaussian_prior(dim: int, dtype: torch.dtype = torch.float32) -> MultivariateNormal:
@@ -75,6 +75,31 @@ class YesNo(DesignSimulator):
     def all_outcomes(num_trials: int) -> Tensor:
         """Every sequence of outcomes, (2^T, T, 1)."""
         return torch.tensor(list(itertools.product([0.0, 1.0], repeat=num_trials)), dtype=torch.float64).unsqueeze(-1)
+
+
+class RandomWalk(DesignSimulator):
+    """y_t = s_t + θ ξ_t with a hidden state s_t = s_{t−1} + 1 that starts anywhere: y_t − θ ξ_t − t is one number a run."""
+
+    def __init__(self):
+        super().__init__(
+            prior=gaussian_prior(1),
+            simulate=lambda theta, design, state: (state + theta * design, state + 1),
+            design_space=constraints.interval(-torch.ones(1), torch.ones(1)),
+            initial_state=lambda theta: 10 * torch.randn_like(theta),
+        )
+
+
+def later_than_the_last(history: Tensor) -> constraints.Constraint:
+    """Times up to 24 after the last of a history."""
+    last = history[..., -1, :1] if history.shape[-2] else history.new_zeros(*history.shape[:-2], 1)
+    return constraints.interval(last, 24.0)
+
+
+def blood_samples_in_order() -> DesignSimulator:
+    """`Pharmacokinetics` whose times increase: no hidden state, a likelihood, a design space that depends on history."""
+    model = Pharmacokinetics()
+    space = DesignSpace(constraints.interval(0.0, 24.0), loc=-1.0, given=later_than_the_last)
+    return DesignSimulator(model.prior, model.simulate, space, model.log_likelihood, reparameterized=True)
 
 
 class TinyPolicy(Policy):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ..objectives.bounds import InformationGain, estimate_bounds, sampler_of
+from ..objectives.critics import NeuralBound
 from ..simulators.base import DesignSimulator
+from ..simulators.rollout import PolicySimulator
 from ..utils.checks import check_count
 from ..utils.history import check_history
 from ..utils.seeding import seeded
@@ -20,29 +24,43 @@ def expected_information_gain(
     policy: Any,
     horizon: int,
     num_rollouts: int = 1000,
-    num_contrastive: int = 100_000,
+    num_contrastive: int | None = None,
     seed: int | None = None,
     *,
     prior: Any = None,
     history: Tensor | None = None,
+    bound: NeuralBound | None = None,
+    proposal: Literal["posterior"] | None = None,
+    num_particles: int = 1024,
     max_gap: float | None = None,
     max_contrastive: int = 10_000_000,
     show_progress_bars: bool = False,
 ) -> InformationGain:
-    """Lower (sPCE) and upper (sNMC) bound on the total expected information gain, from the same draws.
+    """Lower and upper bound on the total expected information gain, from the same draws.
 
-    Memory does not grow with `num_contrastive`: contrastive samples are streamed.
+    With `proposal=None` contrastive samples are draws of the prior (sPCE and sNMC); memory does not grow with their
+    number. Gains of more than about 8 nats are out of their reach: `proposal="posterior"` then draws them where each
+    history has its posterior, and weights them (ACE and VNMC).
+
+    Without a likelihood there is a lower bound alone, by a net that has learned the experiment under this policy:
+    `bound=DAD(...).bound`, where `DAD` trained the policy, or trained the net alone because the policy has no weights.
 
     Args:
-        simulator: Experiment with a likelihood.
+        simulator: The experiment; with a likelihood, unless there is a `bound`.
         policy: Policy, or any callable history -> design.
         horizon: Number T of trials.
         num_rollouts: Simulated experiments.
-        num_contrastive: Contrastive samples L for each. The lower bound cannot exceed log(L + 1).
+        num_contrastive: Contrastive samples L for each; if None 100,000 of the prior, or 10,000 of the posterior. From the
+            prior, the lower bound cannot exceed log(L + 1).
         seed: Seed; the global generator if None.
         prior: Where θ is drawn from, if not the simulator's prior: a distribution, or draws (N, P).
         history: Trials already done, (n, D + O + 1); the gain is that of the T − n that remain, and `prior` should then
             be the posterior.
+        bound: A trained bound with a net inside. A critic is contrasted with all rollouts at once, so that InfoNCE cannot
+            exceed the log of their number. The upper bound is then infinite.
+        proposal: Where contrastive samples come from: None, the prior; "posterior", a proposal fitted to each history. The
+            prior must then be a distribution with a density. `effective_sample_sizes` tells how well it fits.
+        num_particles: Particles that each history's proposal is fitted to.
         max_gap: Double L, keeping what was done, until upper − lower is at most this many nats.
         max_contrastive: Largest L that `max_gap` may lead to.
         show_progress_bars: Whether to show progress.
@@ -51,9 +69,10 @@ def expected_information_gain(
         Bounds with standard errors, in nats.
 
     Raises:
-        ValueError: If there is no likelihood, or an argument is out of range.
+        ValueError: If there is neither likelihood nor bound, an argument is out of range, or "posterior" meets a prior
+            without density.
 
-    Source: Foster et al. 2021 (arXiv 2103.02438), sPCE and sNMC.
+    Source: Foster et al. 2021 (arXiv 2103.02438), sPCE and sNMC; Foster et al. 2020 (arXiv 1911.00294), ACE and VNMC.
 
     Example:
         >>> from sbi_bed.simulators import LocationFinding
@@ -63,8 +82,20 @@ def expected_information_gain(
         >>> gain.lower <= gain.upper
         True
     """
+    if bound is not None:
+        if not (prior is None and history is None and proposal is None and max_gap is None):
+            raise ValueError("a bound with a net inside takes no prior, history, proposal or max_gap of its own.")
+        num_rollouts = check_count(num_rollouts, "num_rollouts", 2)
+        with seeded(seed):
+            return _neural_gain(simulator, policy, check_count(horizon, "horizon"), num_rollouts, bound)
     if not simulator.has_likelihood:
-        raise ValueError("expected_information_gain needs a simulator with a log_likelihood.")
+        raise ValueError(
+            "expected_information_gain needs a simulator with a log_likelihood, or bound=, one trained by DAD."
+        )
+    if proposal not in (None, "posterior"):
+        raise ValueError(f'proposal must be None or "posterior", got {proposal!r}.')
+    if proposal is not None and prior is not None and not (hasattr(prior, "sample") and hasattr(prior, "log_prob")):
+        raise ValueError('proposal="posterior" needs a prior with a density: a distribution with sample and log_prob.')
     if max_gap is not None and not max_gap >= 0:
         raise ValueError(f"max_gap must not be negative, got {max_gap}.")
     num_trials = check_count(horizon, "horizon")
@@ -76,16 +107,38 @@ def expected_information_gain(
         num_trials -= len(history)
         if num_trials < 1:
             raise ValueError(f"no trial remains of a horizon of {horizon}.")
+    prior = simulator.prior if prior is None else prior
+    if num_contrastive is None:
+        num_contrastive = 100_000 if proposal is None else 10_000
+    settings = {
+        "history": history,
+        "max_gap": max_gap,
+        "max_contrastive": max_contrastive,
+        "show_progress_bars": show_progress_bars,
+    }
+    if proposal is None:
+        estimate, settings["sample_theta"] = estimate_bounds, sampler_of(prior)
+    else:
+        from .posterior_bounds import posterior_bounds  # brings sbi, which takes seconds
+
+        estimate, settings["prior"] = posterior_bounds, prior
+        settings["num_particles"] = check_count(num_particles, "num_particles", 100)
+    num_rollouts = check_count(num_rollouts, "num_rollouts")
+    num_contrastive = check_count(num_contrastive, "num_contrastive")
     with seeded(seed):
-        return estimate_bounds(
-            simulator,
-            policy,
-            num_trials,
-            check_count(num_rollouts, "num_rollouts"),
-            check_count(num_contrastive, "num_contrastive"),
-            sample_theta=sampler_of(simulator.prior if prior is None else prior),
-            history=history,
-            max_gap=max_gap,
-            max_contrastive=max_contrastive,
-            show_progress_bars=show_progress_bars,
-        )
+        return estimate(simulator, policy, num_trials, num_rollouts, num_contrastive, **settings)
+
+
+@torch.no_grad()
+def _neural_gain(
+    simulator: DesignSimulator, policy: Any, horizon: int, num_rollouts: int, bound: NeuralBound
+) -> InformationGain:
+    theta = simulator.prior.sample((num_rollouts,))
+    training = bound.training
+    terms = bound.eval()(theta, PolicySimulator(simulator, policy, horizon)(theta))
+    bound.train(training)
+    stderr = float(terms.std()) / math.sqrt(num_rollouts)
+    nothing = torch.full_like(terms, math.inf)
+    return InformationGain(
+        float(terms.mean()), math.inf, stderr, math.nan, num_rollouts - 1, num_rollouts, terms, nothing
+    )

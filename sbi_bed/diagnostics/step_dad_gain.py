@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..inference.trainers.refinement import refine_policy
 from ..objectives.bounds import InformationGain
@@ -26,6 +26,7 @@ from ..simulators.base import DesignSimulator
 from ..simulators.rollout import rollout
 from ..utils.checks import check_count
 from ..utils.history import empty_history, pack_history
+from ..utils.parallel import run_seeded
 from ..utils.seeding import seeded
 from .information_gain import expected_information_gain
 
@@ -92,6 +93,7 @@ def step_dad_information_gain(
     num_rollouts: int = 1024,
     num_shared_rollouts: int = 1000,
     seed: int | None = None,
+    num_workers: int = 1,
     refinement: dict[str, Any] | None = None,
     show_progress_bars: bool = True,
 ) -> StepDADGain:
@@ -106,7 +108,8 @@ def step_dad_information_gain(
         num_reference: Prior draws behind the reference posterior of each.
         num_rollouts: Continuations that estimate each remaining gain.
         num_shared_rollouts: Rollouts behind the shared part.
-        seed: Seed; the global generator if None.
+        seed: Seed; the global generator if None. Each deployment has its own, so that workers change no figure.
+        num_workers: Processes that share the deployments; see `run_seeded`.
         refinement: Arguments of `refine_policy` (num_steps, batch_size, sample_with, …).
         show_progress_bars: Whether to show progress.
 
@@ -117,16 +120,19 @@ def step_dad_information_gain(
     if not stages or list(stages) != sorted(set(stages)) or stages[0] < 0 or stages[-1] >= num_trials:
         raise ValueError(f"refine_after must increase within [0, {horizon}), got {refine_after}.")
     quiet = {"show_progress_bars": False, **(refinement or {})}  # there is a bar for all deployments
-    rows, accepted = [], []
+    deploy = partial(_one_experiment, policy, simulator, num_trials, stages, num_reference, num_rollouts, quiet)
     with seeded(seed):
-        progress = tqdm(range(num_experiments), "deployments", disable=not show_progress_bars)
-        for _ in progress:
-            row, kept = _one_experiment(policy, simulator, num_trials, stages, num_reference, num_rollouts, quiet)
-            rows.append(row)
-            accepted += kept
-            progress.set_postfix({"difference": f"{sum(r[0] - r[1] for r in rows) / len(rows):.3f}"})
+        results = run_seeded(
+            deploy,
+            range(num_experiments),
+            num_workers=num_workers,
+            description="deployments",
+            show_progress_bars=show_progress_bars,
+        )
         shared = _shared_gain(policy, simulator, stages[0], num_shared_rollouts)
+    rows, kept = zip(*results, strict=True)
     refined, unrefined, noise, sizes = torch.tensor(rows).unbind(-1)
+    accepted = [one for each in kept for one in each]
     return StepDADGain(shared, refined, unrefined, noise, sum(accepted) / len(accepted), sizes)
 
 
@@ -137,6 +143,7 @@ def _shared_gain(policy: Any, simulator: DesignSimulator, num_trials: int, num_r
     return expected_information_gain(simulator, policy, num_trials, num_rollouts)
 
 
+@torch.no_grad()
 def _one_experiment(
     policy: Any,
     simulator: DesignSimulator,
@@ -145,6 +152,7 @@ def _one_experiment(
     num_reference: int,
     num_rollouts: int,
     refinement: dict[str, Any],
+    _: int,
 ) -> tuple[tuple[float, float, float, float], list[bool]]:
     """(refined gain, unrefined gain, noise of their difference, reference size) after the first stage; which were kept."""
     truth = simulator.prior.sample((1,))

@@ -1,11 +1,21 @@
-"""Objectives: contrastive bounds on the expected information gain, and losses whose gradients raise them."""
+"""Objectives: bounds on the expected information gain, and losses whose gradients raise them."""
 
 from .bounds import InformationGain, estimate_bounds
 from .contrastive import log_likelihood_of_history, log_sum_likelihood, snmc, spce
+from .critics import NWJ, InfoNCE, NeuralBound
 from .losses import pathwise_loss, score_function_loss
+from .proposals import LocalProposal
+from .sbi_bounds import LikelihoodBound, PosteriorBound, RatioBound
 
 __all__ = [
+    "NWJ",
+    "InfoNCE",
     "InformationGain",
+    "LikelihoodBound",
+    "LocalProposal",
+    "NeuralBound",
+    "PosteriorBound",
+    "RatioBound",
     "estimate_bounds",
     "log_likelihood_of_history",
     "log_sum_likelihood",

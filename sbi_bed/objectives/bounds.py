@@ -2,6 +2,9 @@
 
 Rollouts come in blocks, each with contrastive samples of its own. Within a block errors are correlated, so standard
 errors are taken over blocks. More contrastive samples only continue the running sums: nothing is thrown away.
+
+Where contrastive samples come from is one function's business, `add` of `accumulate_bounds`: the prior here, a proposal
+adapted to each history in `diagnostics/posterior_bounds.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from ..simulators.base import DesignSimulator
 from ..simulators.rollout import rollout
 from .contrastive import log_likelihood_of_history, log_sum_likelihood, snmc, spce
 
-__all__ = ["InformationGain", "estimate_bounds", "sampler_of"]
+__all__ = ["InformationGain", "accumulate_bounds", "estimate_bounds", "sampler_of"]
 
 _NUM_BLOCKS = 64
 
@@ -37,6 +40,8 @@ class InformationGain:
         num_rollouts: Simulated experiments behind both.
         lower_samples: The lower bound of each rollout, (num_rollouts,).
         upper_samples: The upper bound of each rollout, (num_rollouts,).
+        effective_sample_sizes: With a proposal, the independent posterior draws that each rollout's contrastive samples
+            are worth, (num_rollouts,). Bounds hold however few, but are then loose.
     """
 
     lower: float
@@ -47,11 +52,14 @@ class InformationGain:
     num_rollouts: int
     lower_samples: Tensor
     upper_samples: Tensor
+    effective_sample_sizes: Tensor | None = None
 
     def __str__(self) -> str:
+        sizes = self.effective_sample_sizes
+        worth = "" if sizes is None else f", worth {float(sizes.median()):,.0f} in the median"
         return (
             f"{self.lower:.3f} ± {self.lower_stderr:.3f} ≤ EIG ≤ {self.upper:.3f} ± {self.upper_stderr:.3f} nats "
-            f"(L = {self.num_contrastive:,}, {self.num_rollouts} rollouts)"
+            f"(L = {self.num_contrastive:,}{worth}, {self.num_rollouts} rollouts)"
         )
 
 
@@ -90,16 +98,54 @@ def estimate_bounds(
     theta = sample_theta(num_rollouts)
     designs, outcomes = rollout(simulator, policy, theta, num_trials, history)
     log_likelihood = log_likelihood_of_history(simulator, theta, designs, outcomes).sum(-1)
-    blocks = torch.arange(num_rollouts).tensor_split(min(_NUM_BLOCKS, num_rollouts))
-    log_sum = torch.full_like(log_likelihood, -torch.inf)
+
+    def add(block: Tensor, size: int) -> Tensor:
+        return log_sum_likelihood(simulator, sample_contrastive(size), designs[block], outcomes[block])
+
+    return accumulate_bounds(
+        log_likelihood,
+        log_likelihood,
+        add,
+        torch.arange(num_rollouts).tensor_split(min(_NUM_BLOCKS, num_rollouts)),
+        num_contrastive,
+        max_gap=max_gap,
+        max_contrastive=max_contrastive,
+        show_progress_bars=show_progress_bars,
+    )
+
+
+def accumulate_bounds(
+    log_likelihood: Tensor,
+    log_own: Tensor,
+    add: Callable[[Tensor, int], Tensor],
+    blocks: tuple[Tensor, ...],
+    num_contrastive: int,
+    *,
+    max_gap: float | None = None,
+    max_contrastive: int = 10**7,
+    show_progress_bars: bool = False,
+) -> InformationGain:
+    """Both bounds from running sums of weighted likelihoods, w(θ) p(h | θ).
+
+    Args:
+        log_likelihood: log p(h | θ_0) of each rollout, (num_rollouts,).
+        log_own: log w(θ_0) p(h | θ_0), (num_rollouts,).
+        add: (block, size) -> log Σ_l w(θ_l) p(h | θ_l) over `size` fresh θ_l, for the rollouts in `block`, (len(block),).
+        blocks: Indices of rollouts; those of one block may share their θ_l.
+        num_contrastive: θ_l for each rollout.
+        max_gap: Double their number until upper − lower is at most this.
+        max_contrastive: Largest number that `max_gap` may lead to.
+        show_progress_bars: Whether to show progress.
+    """
+    log_sum = torch.full_like(log_own, -torch.inf)
     done, target = 0, num_contrastive
     while True:
         for block in tqdm(blocks, desc=f"bounds, L = {target:,}", disable=not show_progress_bars, leave=False):
             for size in _portions(target - done):
-                more = log_sum_likelihood(simulator, sample_contrastive(size), designs[block], outcomes[block])
-                log_sum[block] = torch.logaddexp(log_sum[block], more)
+                log_sum[block] = torch.logaddexp(log_sum[block], add(block, size))
         done = target
-        lower, upper = spce(log_likelihood, log_sum, done), snmc(log_likelihood, log_sum, done)
+        lower = spce(log_own, log_sum, done) + (log_likelihood - log_own)
+        upper = snmc(log_likelihood, log_sum, done)
         if max_gap is None or (upper - lower).mean() <= max_gap or done >= max_contrastive:
             break
         target = min(2 * done, max_contrastive)
@@ -109,7 +155,7 @@ def estimate_bounds(
         _stderr_over_blocks(lower, blocks),
         _stderr_over_blocks(upper, blocks),
         done,
-        num_rollouts,
+        len(lower),
         lower,
         upper,
     )

@@ -9,13 +9,18 @@ contrastive θ_1, …, θ_L ~ p(θ) (Foster et al. 2020, arXiv 1911.00294; 2021,
 Both need log Σ_l p(h | θ_l) =: s. Its gradient is Σ_l w_l ∇ log p(h | θ_l) with softmax weights w_l, so contrastive
 samples can be taken in chunks: a running maximum, a running sum and a running gradient, rescaled as the maximum grows.
 One forward and one backward pass for each chunk; what is kept is O(B · T), never O(B · L · T). Contrastive samples are
-shared over the batch of histories, which leaves the expectation for each history as it is.
+shared over the batch of histories, which leaves the expectation for each history as it is, or are each history's own.
+
+With `compile=True` a chunk's passes become one fused loop (`torch.compile`): the same estimator, fewer trips to memory.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +31,7 @@ from ..simulators.base import DesignSimulator
 __all__ = ["log_likelihood_of_history", "log_sum_likelihood", "snmc", "spce"]
 
 _CHUNK_ELEMENTS = 2**17  # values of one intermediate of a likelihood: about what a core's cache holds
+_COMPILED_CHUNK_ELEMENTS = 2**20  # a fused loop keeps fewer of them
 
 
 def log_likelihood_of_history(simulator: DesignSimulator, theta: Tensor, designs: Tensor, outcomes: Tensor) -> Tensor:
@@ -57,18 +63,21 @@ def log_sum_likelihood(
     log_weights: Tensor | None = None,
     every_trial: bool = False,
     chunk_size: int | None = None,
+    compile: bool = False,
 ) -> Tensor:
     """log Σ_l w_l p(h | θ_l), streamed; differentiable once in designs and outcomes.
 
     Args:
         simulator: Experiment with a likelihood.
-        contrastive: θ_1, …, θ_L, shape (L, P), shared by all histories.
+        contrastive: θ_1, …, θ_L, shape (L, P), shared by all histories, or (L, B, P), each history's own.
         designs: Shape (B, T, D).
         outcomes: Shape (B, T, O).
-        log_weights: Logs of weights w_l, shape (L,); all 1 if None.
+        log_weights: Logs of weights w_l, shape (L,) or (L, B); all 1 if None.
         every_trial: Return the sums after each trial, (T, B), instead of after the last, (B,). Gradients are then those
             of the last row alone.
         chunk_size: Contrastive samples taken at a time; chosen to fit the cache if None.
+        compile: Whether to run through `torch.compile`: slow at first, and again for each new shape or simulator. Where
+            that fails there is one warning, and all goes on as without.
 
     Returns:
         Shape (B,), or (T, B) with `every_trial`.
@@ -77,52 +86,60 @@ def log_sum_likelihood(
     """
     batch, num_trials = designs.shape[:2]
     if chunk_size is None:
-        chunk_size = max(1, _CHUNK_ELEMENTS // max(1, batch * num_trials))
-    stream = (simulator, contrastive, log_weights, every_trial, chunk_size)
+        limit = _COMPILED_CHUNK_ELEMENTS if compile else _CHUNK_ELEMENTS
+        chunk_size = min(len(contrastive), max(1, limit // max(1, batch * num_trials)))
+        if compile:  # chunks of one size, since each size is compiled by itself
+            chunk_size = math.ceil(len(contrastive) / math.ceil(len(contrastive) / chunk_size))
+    stream = _Stream(simulator.log_likelihood, contrastive, log_weights, every_trial, chunk_size, compile)
     return _StreamedLogSum.apply(designs, outcomes, stream)
+
+
+class _Stream(NamedTuple):
+    """What `_StreamedLogSum` does not differentiate in."""
+
+    log_likelihood: Callable[[Tensor, Tensor, Tensor], Tensor]
+    contrastive: Tensor
+    log_weights: Tensor | None
+    every_trial: bool
+    chunk_size: int
+    compile: bool
+
+    def chunks(self) -> Any:
+        """Contrastive samples (C, 1, P) or (C, B, P), features first in memory, with their log weights (C, 1 or B)."""
+        contrastive, log_weights = self.contrastive, self.log_weights
+        if contrastive.ndim == 2:
+            contrastive = contrastive.unsqueeze(1)
+        if log_weights is not None and log_weights.ndim == 1:
+            log_weights = log_weights.unsqueeze(1)
+        missing = -len(contrastive) % self.chunk_size if self.compile else 0
+        if missing:  # all chunks of one size: the last is filled up with samples that weigh nothing
+            log_weights = contrastive.new_zeros(len(contrastive), 1) if log_weights is None else log_weights
+            log_weights = torch.cat([log_weights, log_weights.new_full((missing, log_weights.shape[1]), -torch.inf)])
+            contrastive = torch.cat([contrastive, contrastive[:missing]])
+        for start in range(0, len(contrastive), self.chunk_size):
+            part = slice(start, start + self.chunk_size)
+            yield _features_first(contrastive[part]), None if log_weights is None else log_weights[part]
 
 
 class _StreamedLogSum(torch.autograd.Function):
     """The stream of the module's docstring; gradients are gathered in the forward pass, scaled in the backward."""
 
     @staticmethod
-    def forward(ctx: Any, designs: Tensor, outcomes: Tensor, stream: tuple) -> Tensor:  # pyright: ignore
-        simulator, contrastive, log_weights, every_trial, chunk_size = stream
-        wanted = [tensor for tensor, needed in zip((designs, outcomes), ctx.needs_input_grad, strict=False) if needed]
-        designs, outcomes = _trials_first(designs), _trials_first(outcomes)
-        leaves = [
-            leaf.requires_grad_() for leaf, need in zip((designs, outcomes), ctx.needs_input_grad, strict=False) if need
-        ]
-        gradients = [torch.zeros_like(leaf) for leaf in leaves]
-        shape = (designs.shape[0], designs.shape[2]) if every_trial else (designs.shape[2],)
+    def forward(ctx: Any, designs: Tensor, outcomes: Tensor, stream: _Stream) -> Tensor:  # pyright: ignore
+        needed = tuple(ctx.needs_input_grad[:2])
+        trials = (_trials_first(designs), _trials_first(outcomes))
+        shape = (designs.shape[1], len(designs)) if stream.every_trial else (len(designs),)
         top, total = designs.new_full(shape, -1e30), designs.new_zeros(shape)
-        for start in range(0, len(contrastive), chunk_size):
-            chunk = _features_first(contrastive[start : start + chunk_size]).unsqueeze(1)
-            with torch.set_grad_enabled(bool(leaves)):
-                trials = simulator.log_likelihood(chunk, designs, outcomes)
-                last = trials.sum(0)
-                if log_weights is not None:
-                    last = last + log_weights[start : start + chunk_size].unsqueeze(-1)
-            values = last.detach()
-            if every_trial:
-                values = trials.detach().cumsum(0)
-                if log_weights is not None:
-                    values = values + log_weights[start : start + chunk_size].unsqueeze(-1)
-            new_top = torch.maximum(top, values.amax(-2))
-            decay, weights = torch.exp(top - new_top), torch.exp(values - new_top.unsqueeze(-2))
-            total, top = torch.addcmul(weights.sum(-2), total, decay), new_top
-            if leaves:
-                weights, decay = (weights[-1], decay[-1]) if every_trial else (weights, decay)
-                found = torch.autograd.grad(last, leaves, grad_outputs=weights, allow_unused=True)
-                for gradient, more in zip(gradients, found, strict=True):
-                    gradient.mul_(decay.unsqueeze(-1))
-                    if more is not None:
-                        gradient.add_(more)
-        if wanted:
-            final = (total[-1] if every_trial else total).unsqueeze(-1)
+        gradients = tuple(torch.zeros_like(tensor) for tensor, need in zip(trials, needed, strict=True) if need)
+        differentiate = _compiled() if stream.compile else _differentiate
+        for chunk, log_weights in stream.chunks():
+            arguments = (stream.log_likelihood, chunk, log_weights, trials, needed, stream.every_trial)
+            top, total, gradients = differentiate(*arguments, top, total, gradients)
+        if gradients:
+            final = (total[-1] if stream.every_trial else total).unsqueeze(-1)
             weight = torch.where(final > 0, 1.0 / final, 0.0)  # 0: no contrastive sample allows this history
             ctx.save_for_backward(*[(gradient * weight).squeeze(1).transpose(0, 1) for gradient in gradients])
-        ctx.every_trial = every_trial
+        ctx.every_trial = stream.every_trial
         return top + total.log()
 
     @staticmethod
@@ -131,6 +148,101 @@ class _StreamedLogSum(torch.autograd.Function):
         scale = (grad_output[-1] if ctx.every_trial else grad_output)[:, None, None]
         found = iter(ctx.saved_tensors)
         return (*(next(found) * scale if need else None for need in ctx.needs_input_grad[:2]), None)
+
+
+def _differentiate(
+    log_likelihood: Callable[[Tensor, Tensor, Tensor], Tensor],
+    chunk: Tensor,
+    log_weights: Tensor | None,
+    trials: tuple[Tensor, Tensor],
+    needed: tuple[bool, ...],
+    every_trial: bool,
+    top: Tensor,
+    total: Tensor,
+    gradients: tuple[Tensor, ...],
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Take one chunk (C, 1 or B, P) into the running maximum, sum (B,) or (T, B), and gradients (T, 1, B, F)."""
+    leaves = [tensor.detach().requires_grad_() for tensor, need in zip(trials, needed, strict=True) if need]
+    wanted = iter(leaves)
+    with torch.set_grad_enabled(bool(leaves)):
+        inputs = [next(wanted) if need else tensor for tensor, need in zip(trials, needed, strict=True)]
+        by_trial = log_likelihood(chunk, *inputs)
+        last = by_trial.sum(0)
+    top, total, weights, decay = _accumulate(by_trial.detach(), last.detach(), log_weights, every_trial, top, total)
+    if leaves:
+        found = torch.autograd.grad(last, leaves, grad_outputs=weights, allow_unused=True)
+        for gradient, more in zip(gradients, found, strict=True):
+            gradient.mul_(decay.unsqueeze(-1))
+            if more is not None:
+                gradient.add_(more)
+    return top, total, gradients
+
+
+def _differentiate_functionally(
+    log_likelihood: Callable[[Tensor, Tensor, Tensor], Tensor],
+    chunk: Tensor,
+    log_weights: Tensor | None,
+    trials: tuple[Tensor, Tensor],
+    needed: tuple[bool, ...],
+    every_trial: bool,
+    top: Tensor,
+    total: Tensor,
+    gradients: tuple[Tensor, ...],
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """`_differentiate` in the form that `torch.compile` understands: nothing in place, no tape."""
+
+    def of(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+        given = iter(leaves)
+        by_trial = log_likelihood(chunk, *[next(given) if n else t for t, n in zip(trials, needed, strict=True)])
+        return by_trial.sum(0), by_trial
+
+    leaves = [tensor for tensor, need in zip(trials, needed, strict=True) if need]
+    if not leaves:
+        last, by_trial = of()
+        top, total, _, _ = _accumulate(by_trial, last, log_weights, every_trial, top, total)
+        return top, total, gradients
+    last, vjp, by_trial = torch.func.vjp(of, *leaves, has_aux=True)  # pyright: ignore[reportAssignmentType]
+    top, total, weights, decay = _accumulate(by_trial, last, log_weights, every_trial, top, total)
+    decay = decay.unsqueeze(-1)
+    return top, total, tuple(g * decay + more for g, more in zip(gradients, vjp(weights), strict=True))
+
+
+def _accumulate(
+    by_trial: Tensor, last: Tensor, log_weights: Tensor | None, every_trial: bool, top: Tensor, total: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """New maximum and sum; the last row's weights (C, B) relative to that maximum, and how much earlier sums shrink."""
+    values = by_trial.cumsum(0) if every_trial else last
+    if log_weights is not None:
+        values = values + log_weights
+    new_top = torch.maximum(top, values.amax(-2))
+    decay, weights = torch.exp(top - new_top), torch.exp(values - new_top.unsqueeze(-2))
+    total = torch.addcmul(weights.sum(-2), total, decay)
+    return (new_top, total, weights[-1], decay[-1]) if every_trial else (new_top, total, weights, decay)
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any]:
+    """`_differentiate_functionally` through `torch.compile`, or after a warning `_differentiate` where that fails."""
+    fused, failed = torch.compile(_differentiate_functionally, dynamic=False), set()
+
+    def differentiate(log_likelihood: Any, *arguments: Any) -> Any:
+        model = getattr(log_likelihood, "__self__", log_likelihood)
+        if id(model) not in failed:
+            try:
+                return fused(log_likelihood, *arguments)
+            except (
+                Exception
+            ) as err:  # of a compiler, of which there are many; an error of the likelihood comes again below
+                outcome = _differentiate(log_likelihood, *arguments)
+                failed.add(id(model))
+                reason = str(err).strip().splitlines()[0] if str(err).strip() else ""
+                warnings.warn(
+                    f"compile=True is ignored, torch.compile failed: {type(err).__name__}: {reason}", stacklevel=2
+                )
+                return outcome
+        return _differentiate(log_likelihood, *arguments)
+
+    return differentiate
 
 
 def _features_first(tensor: Tensor) -> Tensor:

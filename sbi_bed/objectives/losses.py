@@ -1,4 +1,4 @@
-r"""Losses whose gradient in a policy's weights is that of −sPCE.
+r"""Losses whose gradient in a policy's weights is that of −(contrastive bound).
 
 **Pathwise**, where outcomes are reparameterised: differentiate the bound through designs and outcomes.
 
@@ -13,6 +13,8 @@ for comparison.
 
 Where outcomes are discrete in part (`DesignSimulator.log_discrete`), only that part is scored and the rest is
 differentiated: the same formula, with y attached.
+
+The bound is sPCE; with weighted contrastive samples (`LocalProposal`) it is the nested Monte Carlo bound without θ_0.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from ..simulators.base import DesignSimulator
 from ..simulators.rollout import Rollout
-from .contrastive import log_likelihood_of_history, log_sum_likelihood, spce
+from .contrastive import log_likelihood_of_history, log_sum_likelihood, snmc, spce
 
 __all__ = ["Baseline", "pathwise_loss", "score_function_loss"]
 
@@ -32,35 +34,53 @@ Baseline = Literal["prefix", "mean", "none"]
 
 
 def pathwise_loss(
-    simulator: DesignSimulator, theta: Tensor, trials: Rollout, contrastive: Tensor
+    simulator: DesignSimulator,
+    theta: Tensor,
+    trials: Rollout,
+    contrastive: Tensor,
+    *,
+    log_weights: Tensor | None = None,
+    compile: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Loss −sPCE for reparameterised outcomes.
+    """Loss −bound for reparameterised outcomes.
 
     Args:
         simulator: Experiment with a likelihood.
         theta: θ_0 that the trials were simulated from, (B, P).
         trials: Designs (B, T, D) and outcomes (B, T, O), attached to the policy's weights.
-        contrastive: θ_1, …, θ_L, (L, P).
+        contrastive: θ_1, …, θ_L, (L, P) or (L, B, P).
+        log_weights: Their importance weights in logs, (L, B); None for draws of the prior.
+        compile: As for `log_sum_likelihood`.
 
     Returns:
-        The loss, a scalar, and the bound, a detached scalar.
+        The loss, a scalar, and the terms (B,) whose mean is the bound, detached.
     """
     log_likelihood = log_likelihood_of_history(simulator, theta, *trials).sum(-1)
-    bound = spce(log_likelihood, log_sum_likelihood(simulator, contrastive, *trials), len(contrastive)).mean()
-    return -bound, bound.detach()
+    log_sum = log_sum_likelihood(simulator, contrastive, *trials, log_weights, compile=compile)
+    nested = spce if log_weights is None else snmc
+    terms = nested(log_likelihood, log_sum, len(contrastive))
+    return -terms.mean(), terms.detach()
 
 
 def score_function_loss(
-    simulator: DesignSimulator, theta: Tensor, trials: Rollout, contrastive: Tensor, baseline: Baseline = "prefix"
+    simulator: DesignSimulator,
+    theta: Tensor,
+    trials: Rollout,
+    contrastive: Tensor,
+    baseline: Baseline = "prefix",
+    *,
+    log_weights: Tensor | None = None,
+    compile: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Surrogate whose gradient is the score-function gradient of −sPCE; arguments and returns as for `pathwise_loss`.
+    """Surrogate whose gradient is the score-function gradient of −bound; arguments and returns as for `pathwise_loss`.
 
     Args:
         baseline: Control variate: "prefix" as above; "mean", the others' mean of g_T alone; "none".
     """
     by_trial = log_likelihood_of_history(simulator, theta, *trials)
-    log_sums = log_sum_likelihood(simulator, contrastive, *trials, every_trial=True).transpose(0, 1)
-    bounds = spce(by_trial.cumsum(-1), log_sums, len(contrastive))
+    log_sums = log_sum_likelihood(simulator, contrastive, *trials, log_weights, every_trial=True, compile=compile)
+    nested = spce if log_weights is None else snmc
+    bounds = nested(by_trial.cumsum(-1), log_sums.transpose(0, 1), len(contrastive))
     gain, known = bounds[:, -1:].detach(), torch.nn.functional.pad(bounds[:, :-1].detach(), (1, 0))
     if baseline == "none":
         weight = gain
@@ -72,4 +92,4 @@ def score_function_loss(
     if trials.outcomes.requires_grad:
         scored = simulator.log_discrete(theta.unsqueeze(-2), trials.designs, trials.outcomes.detach())
     surrogate = (weight * scored).sum(-1).mean() + bounds[:, -1].mean()
-    return -surrogate, gain.mean()
+    return -surrogate, gain.squeeze(-1)

@@ -3,6 +3,8 @@
 Trials come one by one, in simulation and in life. A policy therefore keeps a state (a running sum, a cache, a cloud of
 particles) that one trial updates at a cost that does not grow with the trials before; `policy(history)` is the same
 computation from the start.
+
+In a design space that depends on the history `propose` is also told where the next design lives.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..simulators.base import DesignSimulator
+from ..simulators.design_space import DesignSpace
 from ..utils.files import load_file, save_file
 from ..utils.history import check_history
 
@@ -29,7 +32,8 @@ class Policy(nn.Module):
         **config: The other arguments the policy was built with, plain data, from which `load_policy` builds it again.
 
     Example:
-        A subclass needs three methods::
+        A subclass needs three methods; in a space that depends on the history the last one is
+        `propose(self, state, space)`, with `space` the one of the next design::
 
             class Alternate(Policy):
                 def initial_state(self, batch_shape=()):
@@ -59,8 +63,8 @@ class Policy(nn.Module):
         """State after one more trial with design (*batch, D) and outcome (*batch, O); `state` itself is not changed."""
         raise NotImplementedError
 
-    def propose(self, state: Any) -> Tensor:
-        """Next design (*batch, D)."""
+    def propose(self, state: Any, space: DesignSpace | None = None) -> Tensor:
+        """Next design (*batch, D), in `space`, or in the policy's own design space if None."""
         raise NotImplementedError
 
     def read(self, history: Tensor) -> Any:
@@ -82,11 +86,18 @@ class Policy(nn.Module):
         history = history if weight is None else history.to(weight)
         lengths = history[..., -1].sum(-1)
         if lengths.numel() == 0 or (lengths == lengths.flatten()[0]).all():
-            return self.propose(self.read(history))
+            return self._propose_after(history, int(lengths.max()) if lengths.numel() else 0)
         flat, flat_lengths = history.flatten(0, -3), lengths.flatten()
-        groups = [(flat_lengths == length).nonzero().squeeze(-1) for length in flat_lengths.unique()]
-        design = torch.cat([self.propose(self.read(flat[group])) for group in groups])[torch.cat(groups).argsort()]
-        return design.reshape(*history.shape[:-2], self.design_dim)
+        groups = {int(n): (flat_lengths == n).nonzero().squeeze(-1) for n in flat_lengths.unique()}
+        design = torch.cat([self._propose_after(flat[group], n) for n, group in groups.items()])
+        return design[torch.cat(list(groups.values())).argsort()].reshape(*history.shape[:-2], self.design_dim)
+
+    def _propose_after(self, history: Tensor, num_trials: int) -> Tensor:
+        """Next design (*batch, D) for a history in which all experiments have had `num_trials` trials."""
+        state = self.read(history)
+        if not self.design_space.depends_on_history:  # a policy of one's own need not know of other spaces
+            return self.propose(state)
+        return self.propose(state, self.design_space.given(history[..., :num_trials, :]))
 
     def save(self, path: str | Path) -> None:
         """Save weights and description in one file, for `load_policy`."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..neural_nets.trial_features import TrialFeatures, mlp
 from ..simulators.base import DesignSimulator
+from ..simulators.design_space import DesignSpace
 from .base import Policy
 
 __all__ = ["DeepSetsPolicy"]
@@ -50,9 +51,9 @@ class DeepSetsPolicy(Policy):
         """Add one trial to the summary."""
         return state + self.encoder(self.features(design, outcome))
 
-    def propose(self, state: Tensor) -> Tensor:
+    def propose(self, state: Tensor, space: DesignSpace | None = None) -> Tensor:
         """Next design (*batch, D)."""
-        return self.design_space.from_free(self.head(state))
+        return (space or self.design_space).from_free(self.head(state))
 
     def read(self, history: Tensor) -> Tensor:
         """Summary (*batch, summary_dim) of histories of any lengths."""

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from ..simulators.base import DesignSimulator, prior_log_prob
+from ..simulators.design_space import DesignSpace
 from ..utils.checks import as_finite_tensor, check_count
 from ..utils.quasi_random import quasi_random_draws
 from ..utils.seeding import seeded
 from ..utils.smc import ParticleBelief, assimilate
+from ..utils.transforms import to_unconstrained
 from .base import Policy
 from .design_search import best_design, starting_designs
 from .one_step_gain import OutcomeTable, finite_outcomes, mutual_information, nested_information, predictive_information
@@ -80,8 +82,8 @@ class GreedyPolicy(Policy):
         seed: Seed of all random numbers.
 
     Raises:
-        ValueError: If there is no likelihood, a candidate lies outside the design space, or an argument is out of
-            range.
+        ValueError: If there is no likelihood, the design space depends on the history, a candidate lies outside the
+            design space, or an argument is out of range.
 
     Source: Lindley 1956; BALD, arXiv 1112.5745; EPIG, arXiv 2304.08151; the contrastive bound, arXiv 1911.00294.
 
@@ -120,6 +122,8 @@ class GreedyPolicy(Policy):
         super().__init__(simulator, candidates=None, **options)
         if not simulator.has_likelihood:
             raise ValueError("GreedyPolicy needs a simulator with a log_likelihood.")
+        if simulator.design_space.depends_on_history:
+            raise ValueError("GreedyPolicy searches one space; it cannot follow one that depends on the history.")
         if objective not in ("information", "prediction"):
             raise ValueError(f'objective must be "information" or "prediction", got {objective!r}.')
         if not 0 < ess_threshold <= 1:
@@ -140,7 +144,7 @@ class GreedyPolicy(Policy):
         self.num_inner = check_count(num_inner, "num_inner")
         self.num_outer = min(check_count(num_outer, "num_outer"), self.num_inner)
         self.theta = quasi_random_draws(simulator.prior, check_count(num_particles, "num_particles", 4), self._seed)
-        self._transform = _free_coordinates(simulator)
+        self._transform = to_unconstrained(simulator.prior)  # early: importing sbi keeps a person waiting
         self._table: OutcomeTable | None = None
         self._first: Tensor | None = None
 
@@ -179,8 +183,8 @@ class GreedyPolicy(Policy):
         return new if enough.all() else self._move(new, belief, enough.logical_not())
 
     @torch.no_grad()
-    def propose(self, state: GreedyState) -> Tensor:
-        """Next design (*batch, D)."""
+    def propose(self, state: GreedyState, space: DesignSpace | None = None) -> Tensor:
+        """Next design (*batch, D); `space` is never another than the policy's own."""
         if self.candidates is not None:
             return self.candidates[self.best_candidate(state)]
         batch_shape, num_trials = state.designs.shape[:-2], state.designs.shape[-2]
@@ -327,14 +331,6 @@ class GreedyPolicy(Policy):
             return self.simulator.log_likelihood(theta, designs[:, None, -1], outcomes[:, None, -1])
 
         return assimilate(belief, log_likelihood, log_target, self._transform, max_moves=12, decorrelation=0.25)
-
-
-def _free_coordinates(simulator: DesignSimulator) -> Any:
-    """sbi's bijection from theta to unconstrained coordinates, built early: importing sbi keeps a person waiting."""
-    from sbi.utils import mcmc_transform
-
-    with seeded(0):
-        return mcmc_transform(simulator.prior)
 
 
 def _map(state: GreedyState, function: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..simulators.base import DesignSimulator
+from ..simulators.design_space import DesignSpace
 from .base import Policy
 
 __all__ = ["RandomPolicy"]
@@ -20,10 +21,18 @@ class RandomPolicy(Policy):
     Args:
         simulator: The experiment to design.
         distribution: Distribution of designs (event shape (D,)) to draw from instead.
+
+    Raises:
+        ValueError: If there is a distribution, and the design space depends on the history.
     """
 
     def __init__(self, simulator: DesignSimulator, distribution: Any = None):
         super().__init__(simulator)
+        if distribution is not None and self.design_space.depends_on_history:
+            raise ValueError(
+                "the design space depends on the history, and a distribution of one's own does not; leave it out to draw "
+                "from the space."
+            )
         self.distribution = distribution
 
     def initial_state(self, batch_shape: Sequence[int] = ()) -> tuple[int, ...]:
@@ -34,9 +43,11 @@ class RandomPolicy(Policy):
         """Nothing is learned from a trial."""
         return state
 
-    def propose(self, state: tuple[int, ...]) -> Tensor:
+    def propose(self, state: tuple[int, ...], space: DesignSpace | None = None) -> Tensor:
         """A fresh random design (*batch, D)."""
-        return self.design_space.sample(state) if self.distribution is None else self.distribution.sample(state)
+        if self.distribution is not None:
+            return self.distribution.sample(state)
+        return (space or self.design_space).sample(state)
 
     def save(self, path: str | Path) -> None:
         """Save, unless designs come from a distribution of the user's own, which is no plain data."""

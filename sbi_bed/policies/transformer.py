@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..neural_nets.attention import CausalBlock
 from ..neural_nets.trial_features import TrialFeatures
 from ..simulators.base import DesignSimulator
+from ..simulators.design_space import DesignSpace
 from ..utils.checks import check_count
 from .base import Policy
 
@@ -61,9 +62,9 @@ class TransformerPolicy(Policy):
         token = self.embed(self.features(design, outcome)) + self.position[state.num_trials]
         return self._advance(token.unsqueeze(-2), state.caches, state.num_trials + 1)
 
-    def propose(self, state: _State) -> Tensor:
+    def propose(self, state: _State, space: DesignSpace | None = None) -> Tensor:
         """Next design (*batch, D)."""
-        return self.design_space.from_free(self.head(state.summary))
+        return (space or self.design_space).from_free(self.head(state.summary))
 
     def _advance(self, tokens: Tensor, caches: tuple, num_trials: int) -> _State:
         new_caches = []

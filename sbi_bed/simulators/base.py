@@ -2,6 +2,10 @@ r"""Simulators with a design, x ~ p(x | θ, ξ), composed from plain callables.
 
 sbi's simulator is a callable θ → x. An experiment has one more input, the design ξ. A `DesignSimulator` joins the prior
 p(θ), the simulator (θ, ξ) → y, the space of designs and, where there is one, the log-likelihood log p(y | θ, ξ).
+
+Where trials of one run share something unseen (the path of an epidemic, a learner's memory), the run has a hidden state,
+s_0 ~ p(s | θ) and (y_t, s_t) ~ p(y, s | θ, ξ_t, s_{t−1}). Outcomes are then not independent given θ, so that no
+likelihood of single trials exists.
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ class DesignSimulator:
 
     Args:
         prior: Distribution of theta, event shape (P,), as sbi takes it.
-        simulate: Callable (theta, design) -> outcome (..., O), random.
+        simulate: Callable (theta, design) -> outcome (..., O), random; with a hidden state (theta, design, state) ->
+            (outcome, state).
         design_space: A torch constraint, candidates of shape (N, D), or a `DesignSpace`.
         log_likelihood: Callable (theta, design, outcome) -> (...), the log density or log probability; or None.
         outcome_shape: Shape of one outcome, (O,).
@@ -37,10 +42,13 @@ class DesignSimulator:
         log_discrete: For outcomes that are discrete in part (a censored slider: at an end, or between), the callable
             (theta, design, outcome) -> (...) with the log-probability of that part; `reparameterized` then speaks of
             the rest, given that part.
+        initial_state: For trials that share a hidden state, the callable theta (..., P) -> state (..., S), random, from
+            which a run starts.
 
     Raises:
-        ValueError: If the prior is not over vectors, or the outcome is not.
-        TypeError: If `prior` is not a distribution, or `simulate` or `log_likelihood` cannot be called.
+        ValueError: If the prior is not over vectors, or the outcome is not, or there are both a hidden state and a
+            likelihood.
+        TypeError: If `prior` is not a distribution, or `simulate`, `log_likelihood` or `initial_state` cannot be called.
 
     Example:
         >>> prior = torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1))
@@ -56,7 +64,7 @@ class DesignSimulator:
     def __init__(
         self,
         prior: Distribution,
-        simulate: Callable[[Tensor, Tensor], Tensor],
+        simulate: Callable[..., Any],
         design_space: Any,
         log_likelihood: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
         outcome_shape: tuple[int, ...] = (1,),
@@ -64,11 +72,19 @@ class DesignSimulator:
         *,
         outcome_space: constraints.Constraint = constraints.real,
         log_discrete: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        initial_state: Callable[[Tensor], Tensor] | None = None,
     ):
         if not callable(simulate):
             raise TypeError(f"simulate must be a callable (theta, design) -> outcome, got {simulate!r}.")
         if log_likelihood is not None and not callable(log_likelihood):
             raise TypeError("log_likelihood must be a callable (theta, design, outcome) -> log density, or None.")
+        if initial_state is not None and not callable(initial_state):
+            raise TypeError(f"initial_state must be a callable theta -> state, or None, got {initial_state!r}.")
+        if initial_state is not None and not (log_likelihood is None and log_discrete is None):
+            raise ValueError(
+                "trials that share a hidden state are not independent given theta: a simulator with initial_state= has "
+                "no log_likelihood and no log_discrete of single trials."
+            )
         if not hasattr(prior, "sample") or not hasattr(prior, "log_prob"):
             raise TypeError(f"prior must be a distribution with sample and log_prob, got {prior!r}.")
         with seeded(0):  # its shape only: building a simulator leaves the caller's random numbers as they are
@@ -95,6 +111,7 @@ class DesignSimulator:
         self.outcome_dim = check_count(outcome_shape[0], "outcome_shape[0]")
         self._log_likelihood = log_likelihood
         self._log_discrete = log_discrete
+        self._initial_state = initial_state
 
     @property
     def has_likelihood(self) -> bool:
@@ -106,14 +123,68 @@ class DesignSimulator:
         """Whether outcomes are discrete."""
         return bool(getattr(self.outcome_space, "is_discrete", False))
 
+    @property
+    def has_state(self) -> bool:
+        """Whether the trials of a run share a hidden state."""
+        return self._initial_state is not None
+
     def __call__(self, theta: Tensor, design: Tensor) -> Tensor:
-        """Simulate outcomes (..., O) for theta (..., P) and design (..., D).
+        """Simulate outcomes (..., O) of single trials for theta (..., P) and design (..., D), each from a fresh state.
 
         Raises:
             ValueError: If the last dimensions are not P and D, or the simulator returns another shape.
         """
+        if self._initial_state is None:
+            return self.step(theta, design)[0]
+        theta = theta.expand(*self._check(theta, design), -1)  # designs of one theta do not share a state either
+        return self.step(theta, design, self.start(theta))[0]
+
+    def start(self, theta: Tensor) -> Tensor | None:
+        """Hidden state (..., S) before the first trial of a run for each theta (..., P); None where there is none.
+
+        Raises:
+            ValueError: If theta or the state has another shape.
+        """
+        if self._initial_state is None:
+            return None
+        self._check_theta(theta)
+        state = self._initial_state(theta)
+        if not isinstance(state, Tensor):
+            raise TypeError(f"initial_state must return a tensor, got {type(state).__name__}.")
+        if state.ndim == 0 or state.shape[:-1] != theta.shape[:-1]:
+            raise ValueError(
+                f"initial_state returned shape {tuple(state.shape)} for theta {tuple(theta.shape)}; expected "
+                f"{(*theta.shape[:-1], 'S')}."
+            )
+        return state
+
+    def step(self, theta: Tensor, design: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """One trial of a run: outcome (..., O), and the hidden state after it.
+
+        Args:
+            theta: Parameters (..., P).
+            design: Design (..., D).
+            state: Hidden state (..., S) before the trial, from `start` or the trial before; None where there is none.
+
+        Raises:
+            ValueError: If the last dimensions are not P and D, a state is missing or not wanted, or the simulator
+                returns another shape.
+        """
         batch_shape = self._check(theta, design)
-        outcome = self.simulate(theta, design)
+        if self._initial_state is None:
+            if state is not None:
+                raise ValueError("this simulator has no hidden state, but one was given.")
+            outcome = self.simulate(theta, design)
+        else:
+            if state is None:
+                raise ValueError(
+                    "this simulator has a hidden state: give the one that start(theta) or the trial before returned."
+                )
+            _broadcast(batch_shape, state.shape[:-1], "theta and design", "state")
+            returned = self.simulate(theta, design, state)
+            if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Tensor)):
+                raise TypeError("the simulator has a hidden state: it must return a pair of tensors (outcome, state).")
+            outcome, state = returned
         if not isinstance(outcome, Tensor):
             raise TypeError(f"the simulator must return a tensor, got {type(outcome).__name__}.")
         if outcome.shape != (*batch_shape, *self.outcome_shape):
@@ -121,7 +192,7 @@ class DesignSimulator:
                 f"the simulator returned shape {tuple(outcome.shape)} for theta {tuple(theta.shape)} and design "
                 f"{tuple(design.shape)}; expected {(*batch_shape, *self.outcome_shape)}."
             )
-        return outcome
+        return outcome, state
 
     def log_likelihood(self, theta: Tensor, design: Tensor, outcome: Tensor) -> Tensor:
         """Log-likelihood (...) of outcomes (..., O) under theta (..., P) and design (..., D).
@@ -184,11 +255,15 @@ class DesignSimulator:
             self.reparameterized,
             outcome_space=self.outcome_space,
             log_discrete=self._log_discrete,
+            initial_state=self._initial_state,
         )
 
-    def _check(self, theta: Tensor, design: Tensor) -> torch.Size:
+    def _check_theta(self, theta: Tensor) -> None:
         if theta.shape[-1:] != (self.theta_dim,):
             raise ValueError(f"theta must have shape (..., {self.theta_dim}), got {tuple(theta.shape)}.")
+
+    def _check(self, theta: Tensor, design: Tensor) -> torch.Size:
+        self._check_theta(theta)
         if design.shape[-1:] != (self.design_dim,):
             raise ValueError(f"design must have shape (..., {self.design_dim}), got {tuple(design.shape)}.")
         return _broadcast(theta.shape[:-1], design.shape[:-1], "theta", "design")

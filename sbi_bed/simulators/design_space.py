@@ -4,10 +4,16 @@ A policy net speaks in free coordinates u ∈ ℝ^F, roughly standard normal. A 
 ξ = `biject_to(constraint)`(loc + scale · u); where the bijection bends, u first saturates softly at ±6, so that no net
 can drive a design to its bound or to infinity, where gradients die. A finite space reads u as scores of its candidates
 and takes the best one; in the backward pass the choice is a softmax (a straight-through gradient).
+
+A space may depend on the history: measurement times increase, a dose rises by steps. It is then a space of all designs,
+which nets standardise with, and for each history h_t the part of it where ξ_{t+1} lies, which maps u into the present
+bounds. Autograd passes through the bounds: a design that moves takes later ones along.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,11 +35,13 @@ class DesignSpace:
         loc: Centre of the space in free coordinates, before the bijection; scalar or (D,).
         scale: Spread of the space in free coordinates; scalar or (D,).
         names: Names of the D design values, for tables and pictures.
+        given: Where the next design is limited further by the trials so far, the callable history (*batch, n, D + O + 1)
+            -> torch constraint with bounds of shape (*batch, D), inside `constraint`. It is asked before every trial.
 
     Raises:
-        TypeError: If the constraint is not a torch constraint.
+        TypeError: If the constraint is not a torch constraint, or `given` cannot be called.
         ValueError: If both or neither of constraint and candidates are given, candidates are empty or not finite, or
-            dim, bounds, loc and scale do not fit together.
+            dim, bounds, loc and scale do not fit together, or `given` comes with candidates.
 
     Example:
         >>> space = DesignSpace(constraints.interval(torch.zeros(2), torch.tensor([1.0, 100.0])))
@@ -50,10 +58,16 @@ class DesignSpace:
         loc: float | Tensor = 0.0,
         scale: float | Tensor = 1.0,
         names: tuple[str, ...] | None = None,
+        given: Callable[[Tensor], constraints.Constraint] | None = None,
     ):
         if (constraint is None) == (candidates is None):
             raise ValueError("give a design space either a constraint or candidates.")
+        if given is not None and not callable(given):
+            raise TypeError(f"given must be a callable history -> constraint, or None, got {given!r}.")
+        if given is not None and candidates is not None:
+            raise ValueError("given= limits a constraint; a finite set of candidates cannot depend on the history.")
         self.constraint = constraint
+        self._given = given
         self.candidates: Tensor | None = None
         if candidates is not None:
             self.candidates = as_finite_tensor(candidates, "candidates")
@@ -68,7 +82,7 @@ class DesignSpace:
             self.dim = _constraint_dim(constraint) if dim is None else dim
             self._loc, self._scale = torch.as_tensor(loc).float(), torch.as_tensor(scale).float()
             self._bijection = _bijection_onto(constraint)
-            self._saturates = not isinstance(_base(constraint), type(constraints.real))
+            self._saturates = _saturates(constraint)
         # What `from_free` takes and what `standardize` gives: D values, but one fewer on a simplex, and candidates' scores.
         self.num_features = self.dim if candidates is not None else self._num_free()
         self.free_dim = self.num_features if self.candidates is None else len(self.candidates)
@@ -96,6 +110,35 @@ class DesignSpace:
                 "lie below upper ones."
             )
 
+    @property
+    def depends_on_history(self) -> bool:
+        """Whether the trials so far limit the next design."""
+        return self._given is not None
+
+    def given(self, history: Tensor) -> DesignSpace:
+        """The space of the next design after trials (*batch, n, D + O + 1) without padding; itself if all are alike.
+
+        Raises:
+            TypeError: If the callable `given` returns something other than a torch constraint.
+            ValueError: If the bounds that it returns are not (*batch, D).
+        """
+        if self._given is None:
+            return self
+        constraint = self._given(history)
+        space = copy.copy(self)
+        space.constraint, space._given = constraint, None
+        space._bijection, space._saturates = _bijection_onto(constraint), _saturates(constraint)
+        shape = (*history.shape[:-2], self.dim)
+        for bound in _bound_tensors(constraint):
+            try:
+                bound.expand(shape)
+            except RuntimeError as err:
+                raise ValueError(
+                    f"given= returned bounds of shape {tuple(bound.shape)} for a history {tuple(history.shape)}; expected "
+                    f"{shape}."
+                ) from err
+        return space
+
     def from_free(self, free: Tensor) -> Tensor:
         """Map free coordinates (..., F) to designs (..., D), differentiably."""
         if self.candidates is None:
@@ -116,6 +159,20 @@ class DesignSpace:
             return (design - loc) / scale
         return ((self._bijection.inv(design) - loc) / scale).clamp(-12.0, 12.0)
 
+    def free_gradient(self, design: Tensor, gradient: Tensor) -> Tensor:
+        """A gradient in designs (..., D) taken to free coordinates, (..., F); in candidates, to their standardised values.
+
+        Args:
+            design: Where it was taken, (..., D).
+            gradient: Derivatives in the design, (..., D).
+        """
+        if self.candidates is not None:
+            return gradient * self._scale.to(gradient)
+        loc, scale = self._loc.to(gradient), self._scale.to(gradient)
+        with torch.enable_grad():
+            free = ((self._bijection.inv(design.detach()) - loc) / scale).detach().requires_grad_()
+            return torch.autograd.grad(self._bijection(loc + scale * free), free, gradient)[0]
+
     def contains(self, design: Tensor, tolerance: float = 1e-5) -> Tensor:
         """Whether each design (..., D) is allowed, as a boolean (...); candidates match within `tolerance`, relative."""
         if self.candidates is not None:
@@ -135,12 +192,15 @@ class DesignSpace:
         return design
 
     def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
-        """Random designs (*sample_shape, D): any candidate, uniform between bounds, else a standard normal u mapped in."""
+        """Random designs (*sample_shape, D): any candidate, uniform between bounds, else a standard normal u mapped in.
+
+        In the space given a batch of histories, `sample_shape` ends in the shape of the batch.
+        """
         if self.candidates is not None:
             return self.candidates[torch.randint(len(self.candidates), sample_shape)]
         bounds = _bounds(self.constraint)
         if bounds is not None:
-            low, high = (torch.as_tensor(b, dtype=torch.get_default_dtype()).expand(self.dim) for b in bounds)
+            low, high = (torch.as_tensor(b, dtype=torch.get_default_dtype()) for b in bounds)
             return low + (high - low) * torch.rand(*sample_shape, self.dim)
         return self.from_free(torch.randn(*sample_shape, self.free_dim))
 
@@ -182,10 +242,20 @@ def _bounds(constraint: Any) -> tuple[Any, Any] | None:
     return None if low is None or high is None else (low, high)
 
 
+def _saturates(constraint: Any) -> bool:
+    """Whether its bijection bends."""
+    return not isinstance(_base(constraint), type(constraints.real))
+
+
+def _bound_tensors(constraint: Any) -> list[Tensor]:
+    constraint = _base(constraint)
+    bounds = [getattr(constraint, name, None) for name in ("lower_bound", "upper_bound")]
+    return [bound for bound in bounds if isinstance(bound, Tensor)]
+
+
 def _constraint_dim(constraint: Any) -> int:
     """Number of design values a constraint speaks of: the size of its bounds, the sum of its parts, else 1."""
     constraint = _base(constraint)
     if hasattr(constraint, "lengths"):
         return int(sum(constraint.lengths))
-    bounds = [getattr(constraint, name, None) for name in ("lower_bound", "upper_bound")]
-    return max([b.numel() for b in bounds if isinstance(b, Tensor)] + [1])
+    return max([bound.numel() for bound in _bound_tensors(constraint)] + [1])

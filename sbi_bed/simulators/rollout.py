@@ -1,7 +1,12 @@
-"""Running an experiment in simulation: a policy proposes, the simulator answers, horizon times, for a whole batch."""
+"""Running an experiment in simulation: a policy proposes, the simulator answers, horizon times, for a whole batch.
+
+What the trials of a run share unseen goes from trial to trial with it. Where the design space depends on the history,
+the policy is told the space of each design.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -11,6 +16,7 @@ from torch import Tensor
 from ..utils.checks import as_finite_tensor, check_count
 from ..utils.history import append_trial, empty_history, pack_history
 from .base import DesignSimulator
+from .design_space import DesignSpace
 
 __all__ = ["PolicySimulator", "Rollout", "SequentialPolicy", "rollout"]
 
@@ -26,8 +32,8 @@ class SequentialPolicy(Protocol):
         """State after one more trial, design (*batch, D) and outcome (*batch, O)."""
         ...
 
-    def propose(self, state: Any) -> Tensor:
-        """Next design (*batch, D)."""
+    def propose(self, state: Any, *space: DesignSpace) -> Tensor:
+        """Next design (*batch, D); in `space`, which is given where the design space depends on the history."""
         ...
 
     def read(self, history: Tensor) -> Any:
@@ -47,7 +53,7 @@ class _CallablePolicy:
     def update(self, state: Tensor, design: Tensor, outcome: Tensor) -> Tensor:
         return append_trial(state, design, outcome)
 
-    def propose(self, state: Tensor) -> Tensor:
+    def propose(self, state: Tensor, *space: DesignSpace) -> Tensor:
         return self.policy(state)
 
     def read(self, history: Tensor) -> Tensor:
@@ -58,13 +64,25 @@ def as_sequential(policy: Any, simulator: DesignSimulator) -> Any:
     """`policy` itself, or wrapped where it is a plain callable history -> design.
 
     Raises:
-        TypeError: If it is neither.
+        TypeError: If it is neither, or cannot be told the space of a design where that depends on the history.
     """
     if hasattr(policy, "propose") and hasattr(policy, "update"):
+        if simulator.design_space.depends_on_history:
+            _check_takes_space(policy.propose)
         return policy
     if not callable(policy):
         raise TypeError(f"policy must be a callable history -> design, got {policy!r}.")
     return _CallablePolicy(policy, simulator)  # pyright: ignore[reportArgumentType]
+
+
+def _check_takes_space(propose: Callable[..., Tensor]) -> None:
+    try:
+        inspect.signature(propose).bind(None, None)
+    except TypeError as err:
+        raise TypeError(
+            "the design space depends on the history: the policy needs propose(state, space), space being that of the "
+            "next design."
+        ) from err
 
 
 class Rollout(NamedTuple):
@@ -81,34 +99,66 @@ def rollout(
     num_trials: int,
     history: Tensor | None = None,
     detach_outcomes: bool | None = None,
+    state: Tensor | None = None,
 ) -> Rollout:
     """Simulate `num_trials` trials for each theta (*batch, P), after an optional history (n, D + O + 1) common to all.
 
     Differentiable in the policy's weights: through designs always, through outcomes unless they are detached, which by
     default those that are not reparameterised are.
 
+    Args:
+        simulator: The experiment.
+        policy: Policy, or any callable history -> design.
+        theta: Parameters (*batch, P).
+        num_trials: Number of trials.
+        history: Trials before, (n, D + O + 1).
+        detach_outcomes: Whether outcomes pass on no gradient.
+        state: Hidden state (*batch, S) to go on from, for a simulator that has one; `simulator.start(theta)` if None.
+
     Raises:
         TypeError: If the policy is not callable, or proposes something other than a tensor.
-        ValueError: If it proposes designs of another shape.
+        ValueError: If it proposes designs of another shape, or a run that shares a hidden state is to go on from a
+            history without it.
     """
     detach_outcomes = not simulator.reparameterized if detach_outcomes is None else detach_outcomes
     policy = as_sequential(policy, simulator)
     batch_shape = theta.shape[:-1]
     if history is None:
-        state = policy.initial_state(batch_shape)
+        known = policy.initial_state(batch_shape)
     else:
-        state = policy.read(history.expand(*batch_shape, *history.shape[-2:]))
+        history = history.expand(*batch_shape, *history.shape[-2:])
+        known = policy.read(history)
+    state = _starting_state(simulator, theta, history) if state is None else state
+    past = _trials_before(simulator, theta, history) if simulator.design_space.depends_on_history else None
     designs, outcomes = [], []
     for trial in range(num_trials):
-        design = _expand(policy.propose(state), batch_shape, simulator.design_dim)
-        outcome = simulator(theta, design)
+        where = () if past is None else (simulator.design_space.given(past),)
+        design = _expand(policy.propose(known, *where), batch_shape, simulator.design_dim)
+        outcome, state = simulator.step(theta, design, state)
         if detach_outcomes:
             outcome = outcome.detach()
         if trial < num_trials - 1:
-            state = policy.update(state, design, outcome)
+            known = policy.update(known, design, outcome)
+            past = None if past is None else append_trial(past, design, outcome)
         designs.append(design)
         outcomes.append(outcome)
     return Rollout(torch.stack(designs, dim=-2), torch.stack(outcomes, dim=-2))
+
+
+def _starting_state(simulator: DesignSimulator, theta: Tensor, history: Tensor | None) -> Tensor | None:
+    if simulator.has_state and history is not None and history[..., -1].any():
+        raise ValueError(
+            "the trials of this simulator share a hidden state, which a history does not hold: give state=, the one after "
+            "its last trial, to go on from there."
+        )
+    return simulator.start(theta)
+
+
+def _trials_before(simulator: DesignSimulator, theta: Tensor, history: Tensor | None) -> Tensor:
+    """The trials (*batch, n, D + O + 1) of a history, without padding."""
+    if history is None:
+        return empty_history(simulator.design_dim, simulator.outcome_dim, theta.shape[:-1]).to(theta)
+    return history[..., : int(history[..., -1].sum(-1).max()), :].to(theta) if history.numel() else history.to(theta)
 
 
 def _expand(design: Any, batch_shape: torch.Size, design_dim: int) -> Tensor:

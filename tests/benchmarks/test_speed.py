@@ -1,6 +1,8 @@
 """How fast: a training step against the naive form, interleaved in one run; and a design for a live experiment."""
 
 import statistics
+import subprocess
+import sys
 import time
 
 import pytest
@@ -71,3 +73,38 @@ def test_the_next_design_comes_within_two_milliseconds():
         "pytest -m benchmark tests/benchmarks/test_speed.py",
     )
     assert median <= 2e-3
+
+
+PEAK_MEMORY = """
+import sys
+import torch
+from sbi_bed.diagnostics import expected_information_gain
+from sbi_bed.policies import RandomPolicy
+from sbi_bed.simulators import LocationFinding
+
+def peak():  # of this process alone: getrusage would count what its parent held when it forked
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+
+torch.set_num_threads(1)
+simulator = LocationFinding()
+before = peak()
+expected_information_gain(simulator, RandomPolicy(simulator), 10, 200, int(sys.argv[1]), seed=0)
+print(before, peak())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_does_not_grow_with_contrastive_samples():
+    """In a process each; all likelihoods of the larger one at once would take 8 GB."""
+    peaks = {}
+    for num_contrastive in (10_000, 100_000, 1_000_000):
+        command = [sys.executable, "-c", PEAK_MEMORY, str(num_contrastive)]
+        before, peak = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+        peaks[num_contrastive] = peak
+        report(
+            f"peak memory of expected_information_gain, L={num_contrastive:,}, 200 rollouts, T=10",
+            f"{peak:.0f} MB, {peak - before:.0f} MB more than after imports",
+            "pytest -m benchmark tests/benchmarks/test_speed.py",
+        )
+    assert max(peaks.values()) <= 1.1 * min(peaks.values())

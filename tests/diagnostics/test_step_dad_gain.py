@@ -21,7 +21,7 @@ def test_a_poor_second_design_is_mended():
     policy = StaticPolicy(simulator, 2)
     with torch.no_grad():
         policy.free.copy_(torch.tensor([[6.0], [0.2]]))
-    first, second = (float(policy.design_space.from_free(u)) for u in policy.free.detach())
+    first, second = (float(policy.design_space.from_free(u)) for u in policy.free.detach().reshape(2, 1))
     gain = step_dad_information_gain(
         policy,
         simulator,
@@ -65,6 +65,19 @@ def test_two_refinements_run_to_the_end():
     )
     assert gain.shared.lower == 0 and torch.isfinite(gain.refined_samples).all()
     assert gain.refined > gain.unrefined - 4 * float(gain.noise_samples.mean())
+
+
+def test_workers_change_no_figure():
+    simulator = LinearGaussian(noise_sd=0.5)
+    policy = StaticPolicy(simulator, 2)
+    settings = {"num_reference": 2000, "num_rollouts": 100, "num_shared_rollouts": 50, "seed": 0}
+    settings["refinement"] = {**REFINEMENT, "num_steps": 5, "num_held_out": 100}
+    one, two = (
+        step_dad_information_gain(policy, simulator, 2, (1,), 3, show_progress_bars=False, num_workers=num, **settings)
+        for num in (1, 2)
+    )
+    assert torch.equal(one.refined_samples, two.refined_samples) and one.refined == two.refined
+    assert torch.equal(one.unrefined_samples, two.unrefined_samples) and len(one.refined_samples.unique()) == 3
 
 
 @pytest.mark.parametrize("stages", [(), (3,), (2, 1), (-1,)])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import LinearGaussian, TinyPolicy, YesNo
+from models import LinearGaussian, TinyPolicy, YesNo, blood_samples_in_order
 from torch import nn
 
 from sbi_bed.inference.experiments.adaptive import AdaptiveExperiment
@@ -755,3 +755,62 @@ def test_yes_no_experiment_on_real_line():
     assert experiment.outcomes.tolist() == [[1.0], [0.0]]
     with pytest.raises(ValueError, match="outside the outcome space"):
         AdaptiveExperiment(DeepSetsPolicy(simulator), simulator, 2).record(0.5, design=0.1)
+
+
+# ---- design spaces that depend on the history
+
+
+IN_ORDER = blood_samples_in_order()
+IN_ORDER_POLICIES = {
+    "deep_sets": lambda: DeepSetsPolicy(IN_ORDER, hidden_dim=16, summary_dim=8),
+    "transformer": lambda: TransformerPolicy(IN_ORDER, horizon=5, width=16),
+    "static": lambda: StaticPolicy(IN_ORDER, horizon=5),
+    "random": lambda: RandomPolicy(IN_ORDER),
+}
+
+
+@pytest.mark.parametrize("name", IN_ORDER_POLICIES)
+def test_designs_in_order_survive_a_file(name, tmp_path):
+    policy = IN_ORDER_POLICIES[name]()
+    whole = run(AdaptiveExperiment(policy, IN_ORDER, 5, seed=3))
+    times = whole.designs[:, 0]
+    assert (times.diff() > 0).all() and times.max() < 24
+    live = AdaptiveExperiment(policy, IN_ORDER, 5, seed=3)
+    for trial in range(5):
+        live.save(tmp_path / f"saved{trial}")
+        assert torch.equal(run(AdaptiveExperiment.load(tmp_path / f"saved{trial}", IN_ORDER)).history, whole.history)
+        run(live, 1)
+    assert whole.posterior("importance").sample((3,)).shape == (3, 3)
+
+
+def test_a_design_that_was_run_must_follow_the_history_too(tmp_path):
+    experiment = AdaptiveExperiment(IN_ORDER_POLICIES["static"](), IN_ORDER, 5, seed=0)
+    experiment.record([1.0], design=[10.0])
+    with pytest.raises(ValueError, match=r"design \[9.0\] lies outside the design space"):
+        experiment.record([1.0], design=[9.0])
+    assert experiment.num_trials == 1 and experiment.next_design() > 10
+    experiment.record([1.0], design=[12.0])
+    experiment.save(tmp_path / "saved")
+    assert AdaptiveExperiment.load(tmp_path / "saved", IN_ORDER).next_design() > 12
+    decreasing = lambda history: torch.full((*history.shape[:-2], 1), 9.0 - history.shape[-2])  # noqa: E731
+    experiment = run(AdaptiveExperiment(decreasing, IN_ORDER, 5), 1)
+    with pytest.raises(ValueError, match=r"must propose designs \(1,\) inside the design space: design \[8.0\] lies"):
+        experiment.next_design()
+    with pytest.raises(TypeError, match=r"the policy needs propose\(state, space\)"):
+        AdaptiveExperiment(TinyPolicy(IN_ORDER), IN_ORDER, 5)
+
+
+@pytest.mark.parametrize("num_experiments", [None, 3])
+def test_min_distance_moves_designs_within_what_the_history_leaves(num_experiments):
+    """A policy that stays as near to the last time as it can is moved on, never back."""
+    hold = StaticPolicy(IN_ORDER, 5)
+    hold.free.data[:] = -8.0
+    hold.free.data.view(-1)[0] = 0.0  # the first design
+    experiment = AdaptiveExperiment(hold, IN_ORDER, 5, min_distance=0.25, num_experiments=num_experiments, seed=0)
+    while not experiment.done:
+        design = experiment.next_design()
+        experiment.record(torch.ones_like(design))
+    times = experiment.designs[..., 0]
+    places = IN_ORDER.design_space.standardize(experiment.designs)[..., 0]
+    assert (times.diff() > 0).all()
+    torch.testing.assert_close(places.diff(), torch.full_like(places.diff(), 0.25), rtol=0.02, atol=0)

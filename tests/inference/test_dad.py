@@ -229,10 +229,10 @@ def test_refinement_trains_on_the_trials_that_remain():
         policy = StaticPolicy(simulator, 2)
         refiner = DAD(simulator, 2, policy, show_progress_bars=False, prior=prior, history=history)
         assert refiner.num_trials == 1
-        first = policy.free.detach()[0].clone()
+        first = policy.free.detach()[0, 0].clone()
         refiner.train(200, 128, 127, 1e-1, seed=0)
-        assert torch.equal(policy.free.detach()[0], first)  # the trial that was done is not designed again
-        design = policy.design_space.from_free(policy.free.detach()[1])
+        assert torch.equal(policy.free.detach()[0, 0], first)  # the trial that was done is not designed again
+        design = policy.design_space.from_free(policy.free.detach()[0, 1])
         gain = 0.5 * torch.logdet(precision + torch.outer(design, design) * 4) - 0.5 * torch.logdet(precision)
         best = 0.5 * math.log(torch.linalg.det(precision + 4 * torch.ones(2, 2)) / torch.linalg.det(precision))
         assert float(gain) > 0.95 * best

@@ -10,13 +10,16 @@ from models import LinearGaussian, YesNo
 from sbi.inference.posteriors import ImportanceSamplingPosterior, MCMCPosterior
 from sbi.utils import BoxUniform
 from scipy import stats
-from torch.distributions import MultivariateNormal
+from torch.distributions import Exponential, Independent, MultivariateNormal
 
+from sbi_bed.inference.posteriors.defensive_proposal import DefensiveProposal
 from sbi_bed.inference.posteriors.history_potential import HistoryPotential
 from sbi_bed.inference.posteriors.likelihood_posterior import effective_sample_size, likelihood_posterior
 from sbi_bed.simulators import DesignSimulator, HyperbolicDiscounting, LocationFinding
 from sbi_bed.simulators.base import prior_log_prob
 from sbi_bed.utils.history import pack_history
+from sbi_bed.utils.smc import ParticleBelief
+from sbi_bed.utils.transforms import to_unconstrained
 
 SAMPLERS = ["mcmc", "importance", "smc"]
 
@@ -223,3 +226,11 @@ def test_errors_say_what_was_given():
         likelihood_posterior(model, history, "smc", proposal=model.prior)
     with pytest.raises(ValueError, match="num_particles must be at least 100"):
         likelihood_posterior(model, history, num_particles=3)
+
+
+def test_on_the_edge_of_the_prior_a_proposal_has_the_priors_share_of_density():
+    """There the free coordinates are infinite, which must not make the density NaN."""
+    prior = Independent(Exponential(torch.ones(2)), 1)
+    proposal = DefensiveProposal(ParticleBelief.from_samples(prior.sample((400,))), prior, to_unconstrained(prior))
+    value = proposal.log_prob(torch.tensor([[0.0, 0.5], [0.4, 0.0], [0.0, 0.0]]))
+    assert value.tolist() == pytest.approx([math.log(0.1) - 0.5, math.log(0.1) - 0.4, math.log(0.1)], abs=1e-5)

@@ -169,3 +169,70 @@ def test_no_intermediate_grows_with_the_number_of_contrastive_samples():
             simulator, base.prior.sample((num_contrastive,)), designs, torch.randn(16, 10, 1)
         ).sum().backward()
     assert largest[200_000] == largest[2_000] <= module._CHUNK_ELEMENTS
+
+
+@pytest.mark.parametrize("chunk_size", [7, None])
+@pytest.mark.parametrize("every_trial", [False, True])
+@pytest.mark.parametrize("name", ["location", "elasticity"])
+def test_samples_of_each_history_equal_plain_autograd(name, every_trial, chunk_size):
+    simulator, _, designs, outcomes = draw(name)
+    contrastive = simulator.prior.sample((37 * 6,)).double().unflatten(0, (37, 6))
+    log_weights = torch.randn(37, 6).double()
+    leaves = [designs.requires_grad_(), outcomes.requires_grad_()]
+    streamed = log_sum_likelihood(simulator, contrastive, designs, outcomes, log_weights, every_trial, chunk_size)
+    by_trial = simulator.log_likelihood(contrastive.unsqueeze(2), designs, outcomes)
+    values = by_trial.cumsum(-1) if every_trial else by_trial.sum(-1)
+    plain = (values + (log_weights.unsqueeze(-1) if every_trial else log_weights)).logsumexp(0)
+    plain = plain.T if every_trial else plain
+    torch.testing.assert_close(streamed, plain, rtol=1e-12, atol=1e-12)
+    last = (lambda value: value[-1].sum()) if every_trial else (lambda value: value.sum())
+    for one, other in zip(
+        torch.autograd.grad(last(streamed), leaves), torch.autograd.grad(last(plain), leaves), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("every_trial", [False, True])
+@pytest.mark.parametrize("name", ["location", "discounting"])
+def test_compiled_equals_eager(name, every_trial):
+    simulator, contrastive, designs, outcomes = draw(name)
+    leaves = [designs.requires_grad_()] if simulator.discrete else [designs.requires_grad_(), outcomes.requires_grad_()]
+    log_weights = torch.randn(37).double()
+    results = []
+    for compile in (False, True):
+        value = log_sum_likelihood(simulator, contrastive, designs, outcomes, log_weights, every_trial, 10, compile)
+        results.append([value, *torch.autograd.grad((value[-1] if every_trial else value).sum(), leaves)])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=1e-9 * float(eager.detach().abs().max()))
+
+
+def test_without_a_compiler_there_is_one_warning_and_the_same_numbers(monkeypatch):
+    def no_compiler(function, **options):
+        def fail(*arguments):
+            raise RuntimeError("no compiler was found")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    module._compiled.cache_clear()
+    simulator, contrastive, designs, outcomes = draw("gaussian")
+    expected = log_sum_likelihood(simulator, contrastive, designs, outcomes)
+    try:
+        with pytest.warns(UserWarning, match="compile=True is ignored.*no compiler was found") as caught:
+            values = [log_sum_likelihood(simulator, contrastive, designs, outcomes, compile=True) for _ in range(2)]
+        assert len(caught) == 1
+    finally:
+        module._compiled.cache_clear()
+    for value in values:
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_errors_of_a_likelihood_are_its_own_also_when_compiled():
+    base = LinearGaussian()
+
+    def broken(theta, design, outcome):
+        raise ZeroDivisionError("a mistake in the model")
+
+    simulator = DesignSimulator(base.prior, base.simulate, constraints.real, broken)
+    with pytest.raises(ZeroDivisionError, match="a mistake in the model"):
+        log_sum_likelihood(simulator, base.prior.sample((4,)), torch.zeros(2, 1, 1), torch.zeros(2, 1, 1), compile=True)

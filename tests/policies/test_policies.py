@@ -8,8 +8,16 @@ import pytest
 import torch
 from models import LinearGaussian, TinyPolicy, YesNo
 
+from sbi_bed.inference import DAD
 from sbi_bed.policies import DeepSetsPolicy, Policy, RandomPolicy, StaticPolicy, TransformerPolicy, load_policy
-from sbi_bed.simulators import ConstantElasticity, HyperbolicDiscounting, LocationFinding, rollout
+from sbi_bed.simulators import (
+    ConstantElasticity,
+    DesignSimulator,
+    DesignSpace,
+    HyperbolicDiscounting,
+    LocationFinding,
+    rollout,
+)
 from sbi_bed.utils import pack_history
 from sbi_bed.utils.files import save_file
 
@@ -280,3 +288,41 @@ def test_files_that_hold_no_fitting_policy_are_refused(tmp_path):
             load_policy(tmp_path / "name", LocationFinding())
     with pytest.raises(FileNotFoundError):
         load_policy(tmp_path / "none", LocationFinding())
+
+
+def test_the_best_of_many_starts_is_kept():
+    """θ ~ N(0, 1), y ~ N(θ g(ξ), 1) where g has a low bump at −3 and a high one at 3, far from most starts."""
+
+    def height(design):
+        return torch.exp(-((design + 3) ** 2)) + 3 * torch.exp(-((design - 3) ** 2))
+
+    def log_density(theta, design, outcome):
+        return -0.5 * (outcome - theta * height(design)).square().squeeze(-1)
+
+    simulator = DesignSimulator(
+        torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1)),
+        lambda theta, design: theta * height(design) + torch.randn_like(theta * design),
+        DesignSpace(torch.distributions.constraints.real, scale=3.0),
+        log_density,
+        reparameterized=True,
+    )
+    torch.manual_seed(3)
+    one, many = StaticPolicy(simulator, 1), StaticPolicy(simulator, 1, num_starts=16)
+    with torch.no_grad():
+        one.free.fill_(-1.2)
+        many.free[0].fill_(-1.2)
+    designs = []
+    for policy in (one, many):
+        DAD(simulator, 1, policy, show_progress_bars=False).train(150, 256, 63, 0.05, seed=0)
+        designs.append(float(policy(torch.zeros(0, 3))))
+    assert abs(designs[0] + 3) < 0.3 and abs(designs[1] - 3) < 0.3
+    assert many.num_starts == 1 and many.config["num_starts"] == 1
+
+
+def test_starts_are_dealt_out_in_turn():
+    simulator = LocationFinding()
+    policy = StaticPolicy(simulator, 2, num_starts=3)
+    design = policy.propose(policy.initial_state((7,)))
+    torch.testing.assert_close(design, policy.free[torch.arange(7) % 3, 0])
+    with pytest.raises(ValueError, match="fixed designs have one start"):
+        StaticPolicy(simulator, 2, torch.zeros(2, 2), num_starts=2)

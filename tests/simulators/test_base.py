@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from models import LinearGaussian, gaussian_prior
+from models import LinearGaussian, RandomWalk, gaussian_prior
 from torch.distributions import Independent, MultivariateNormal, Normal, Uniform, constraints
 
 from sbi_bed.simulators import DesignSimulator
@@ -57,6 +57,12 @@ def test_leading_dimensions_broadcast(theta_shape, design_shape):
         ({"prior": Uniform(torch.zeros(2), torch.ones(2))}, ValueError, r"a batch of \(2,\).*Independent"),
         ({"simulate": 3}, TypeError, "simulate must be a callable"),
         ({"log_likelihood": 3}, TypeError, "log_likelihood must be a callable"),
+        ({"initial_state": 3}, TypeError, "initial_state must be a callable theta -> state, or None, got 3"),
+        (
+            {"initial_state": torch.clone},
+            ValueError,
+            "trials that share a hidden state are not independent given theta",
+        ),
         ({"outcome_shape": ()}, ValueError, r"outcome_shape must be \(O,\), got \(\)"),
         ({"outcome_shape": (2, 2)}, ValueError, "flatten the outcome"),
         ({"outcome_shape": (0,)}, ValueError, "must be at least 1"),
@@ -158,6 +164,46 @@ def test_another_prior_keeps_the_experiment():
     )
     theta, design, outcome = torch.randn(4, 2), torch.rand(2), torch.rand(1)
     assert torch.equal(other.log_likelihood(theta, design, outcome), simulator.log_likelihood(theta, design, outcome))
+
+
+def test_a_hidden_state_goes_from_trial_to_trial():
+    simulator = RandomWalk()
+    theta, designs = torch.randn(3, 4, 1), torch.rand(6, 3, 4, 1)
+    state = first = simulator.start(theta)
+    for trial, design in enumerate(designs):
+        outcome, state = simulator.step(theta, design, state)
+        torch.testing.assert_close(outcome, first + trial + theta * design)
+    assert simulator.has_state and not build().has_state and build().start(torch.zeros(2)) is None
+    plain, none = build().step(torch.ones(2), torch.ones(2))
+    assert (plain.tolist(), none) == ([2.0], None)
+    kept = simulator.with_prior(gaussian_prior(1))
+    assert torch.equal(kept.step(theta, designs[0], first)[0], simulator.step(theta, designs[0], first)[0])
+
+
+def test_a_single_trial_starts_from_a_fresh_state():
+    assert RandomWalk()(torch.zeros(1), torch.zeros(5, 1)).unique().numel() == 5
+    assert RandomWalk()(torch.zeros(4, 1, 1), torch.zeros(3, 1)).unique().numel() == 12
+
+
+def test_a_hidden_state_that_does_not_fit_is_named():
+    simulator, theta = RandomWalk(), torch.zeros(5, 1)
+    with pytest.raises(ValueError, match="has a hidden state: give the one that start"):
+        simulator.step(theta, theta)
+    with pytest.raises(ValueError, match="has no hidden state, but one was given"):
+        build().step(torch.zeros(2), torch.zeros(2), torch.zeros(1))
+    with pytest.raises(ValueError, match=r"theta and design \(5,\) and state \(4,\) do not broadcast"):
+        simulator.step(theta, theta, torch.zeros(4, 1))
+    with pytest.raises(ValueError, match=r"theta must have shape \(..., 1\), got \(5, 2\)"):
+        simulator.start(torch.zeros(5, 2))
+    started = {"log_likelihood": None, "initial_state": lambda theta: theta[..., :1]}
+    with pytest.raises(TypeError, match=r"must return a pair of tensors \(outcome, state\)"):
+        build(**started, simulate=lambda theta, design, state: state)(torch.zeros(2), torch.zeros(2))
+    for wrong, shape in ((torch.zeros(()), r"\(\)"), (torch.zeros(3, 1), r"\(3, 1\)")):
+        returned = {"log_likelihood": None, "initial_state": lambda theta, wrong=wrong: wrong}
+        with pytest.raises(ValueError, match=rf"returned shape {shape} for theta \(5, 2\); expected \(5, 'S'\)"):
+            build(**returned).start(torch.zeros(5, 2))
+    with pytest.raises(TypeError, match="initial_state must return a tensor, got int"):
+        build(log_likelihood=None, initial_state=lambda theta: 0).start(torch.zeros(5, 2))
 
 
 def test_prior_density_is_minus_infinity_outside_the_support():

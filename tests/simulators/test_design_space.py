@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch.distributions import constraints
 
 from sbi_bed.simulators import DesignSpace
@@ -189,3 +190,90 @@ def test_names():
     assert as_design_space(constraints.real).dim == 1
     space = SPACES["real"]()
     assert as_design_space(space) is space
+
+
+# ---- spaces that depend on the history
+
+
+def dose_steps(history):
+    """Next doses of two drugs: from 0 up to one more than the last."""
+    last = history[..., -1, :2] if history.shape[-2] else history.new_zeros(*history.shape[:-2], 2)
+    return constraints.interval(torch.zeros_like(last), last + 1)
+
+
+def stepping_space(given=dose_steps, **options):
+    return DesignSpace(constraints.interval(torch.zeros(2), torch.full((2,), 10.0)), given=given, **options)
+
+
+HISTORIES = torch.tensor([[[1.0, 2.0, 0.5, 1.0]], [[3.0, 0.0, 0.5, 1.0]], [[8.0, 9.0, 0.5, 1.0]]])
+
+
+def test_ordinary_spaces_are_the_same_after_any_history():
+    space = SPACES["interval"]()
+    assert space.given(HISTORIES) is space and not space.depends_on_history
+    assert stepping_space().depends_on_history and not stepping_space().given(HISTORIES).depends_on_history
+
+
+def test_the_space_given_a_history_has_its_bounds():
+    space = stepping_space(loc=0.5, scale=2.0)
+    now = space.given(HISTORIES)
+    low, high = now.from_free(torch.full((3, 2), -50.0)), now.from_free(torch.full((3, 2), 50.0))
+    torch.testing.assert_close(low, torch.zeros(3, 2), atol=1e-3, rtol=0)
+    torch.testing.assert_close(high, HISTORIES[:, 0, :2] + 1, atol=1e-3, rtol=0)
+    free = torch.randn(3, 2, dtype=torch.float64)
+    unit = torch.sigmoid(0.5 + 2 * 6 * torch.tanh(free / 6))
+    torch.testing.assert_close(now.from_free(free), unit * (HISTORIES[:, 0, :2].double() + 1))
+    assert now.contains(torch.tensor([2.0, 1.5])).tolist() == [True, False, True]
+    with pytest.raises(ValueError, match=r"design \[5.0, 1.0\] lies outside"):
+        space.given(HISTORIES[0]).check([5.0, 1.0])
+    assert space.check([5.0, 1.0]).tolist() == [5.0, 1.0]
+    assert space.given(torch.zeros(0, 4)).from_free(torch.full((2,), 50.0)) == pytest.approx([1.0, 1.0], abs=1e-3)
+
+
+def test_random_designs_are_uniform_between_the_bounds_of_each_history():
+    histories = HISTORIES.repeat(7000, 1, 1)
+    designs = stepping_space().given(histories).sample((21_000,))
+    share = designs / (histories[:, 0, :2] + 1)
+    for history in range(3):
+        for drug in range(2):
+            assert stats.kstest(share[history::3, drug].numpy(), "uniform").pvalue > 1e-3
+
+
+def test_bounds_pass_on_their_gradient():
+    history = HISTORIES.double().requires_grad_()
+    free = torch.zeros(3, 2, dtype=torch.float64)
+    design = stepping_space().given(history).from_free(free)
+    (gradient,) = torch.autograd.grad(design.sum(), history)
+    torch.testing.assert_close(gradient[:, 0, :2], torch.full((3, 2), 0.5, dtype=torch.float64))
+
+
+def test_gradients_are_taken_to_the_free_coordinates_of_the_present_space():
+    now = stepping_space(loc=0.5, scale=2.0).given(HISTORIES.double())
+    free = 0.1 * torch.randn(3, 2, dtype=torch.float64)  # far from where coordinates saturate
+    design, gradient = now.from_free(free), torch.randn(3, 2, dtype=torch.float64)
+    unit = design / (HISTORIES[:, 0, :2] + 1)
+    expected = gradient * (HISTORIES[:, 0, :2] + 1) * unit * (1 - unit) * 2
+    torch.testing.assert_close(now.free_gradient(design, gradient), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (3, TypeError, "given must be a callable history -> constraint, or None, got 3"),
+        (lambda history: history, TypeError, "constraint must be one of torch.distributions.constraints"),
+        (
+            lambda history: constraints.interval(torch.zeros(3), torch.ones(3)),
+            ValueError,
+            r"given= returned bounds of shape \(3,\) for a history \(3, 1, 4\); expected \(3, 2\)",
+        ),
+        (lambda history: constraints.greater_than(history[..., :2]), ValueError, r"bounds of shape \(3, 1, 2\)"),
+    ],
+)
+def test_what_cannot_limit_a_design_is_refused(given, error, message):
+    with pytest.raises(error, match=message):
+        stepping_space(given).given(HISTORIES)
+
+
+def test_candidates_do_not_depend_on_the_history():
+    with pytest.raises(ValueError, match="a finite set of candidates cannot depend on the history"):
+        DesignSpace(candidates=[[1.0], [2.0]], given=dose_steps)

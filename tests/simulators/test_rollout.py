@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from models import LinearGaussian, TinyPolicy
+from models import LinearGaussian, RandomWalk, TinyPolicy, blood_samples_in_order
 from sbi.utils import BoxUniform
 from sbi.utils.simulation_utils import simulate_for_sbi
 from torch.distributions import constraints
@@ -162,3 +162,59 @@ def test_policy_simulator_refuses_bad_theta_and_reports_bad_outcomes():
     broken = DesignSimulator(LinearGaussian().prior, lambda t, d: (t + d).log(), constraints.real)
     with pytest.raises(ValueError, match=r"outcomes must be finite, got nan at index \(0, 0, 0\)"):
         PolicySimulator(broken, newest_outcome_as_design, horizon=1)(torch.tensor([[-3.0]]))
+
+
+def test_trials_of_a_run_share_its_hidden_state():
+    simulator, theta = RandomWalk(), torch.randn(6, 2, 1)
+    designs, outcomes = rollout(simulator, RandomPolicy(simulator), theta, 4)
+    walk = (outcomes - theta.unsqueeze(-2) * designs).squeeze(-1)
+    torch.testing.assert_close(walk, walk[..., :1] + torch.arange(4.0))
+    assert walk[..., 0].unique().numel() == 12
+    x = PolicySimulator(simulator, DeepSetsPolicy(simulator, 8, 4), horizon=3)(theta)
+    walk = x[..., 1] - theta * x[..., 0]
+    torch.testing.assert_close(walk, walk[..., :1] + torch.arange(3.0))
+
+
+def test_a_run_goes_on_from_its_hidden_state():
+    simulator, theta = RandomWalk(), torch.randn(6, 1)
+    policy, history, state = RandomPolicy(simulator), torch.ones(2, 3), torch.full((6, 1), 7.0)
+    designs, outcomes = rollout(simulator, policy, theta, 2, history, state=state)
+    torch.testing.assert_close(
+        (outcomes - theta.unsqueeze(-2) * designs)[..., 0], torch.tensor([7.0, 8.0]).expand(6, 2)
+    )
+    with pytest.raises(ValueError, match="share a hidden state, which a history does not hold: give state="):
+        rollout(simulator, policy, theta, 2, history)
+    assert rollout(simulator, policy, theta, 2, torch.zeros(3, 3)).designs.shape == (6, 2, 1)
+    with pytest.raises(ValueError, match="has no hidden state, but one was given"):
+        rollout(exact_simulator(), newest_outcome_as_design, theta, 2, state=state)
+
+
+def test_designs_keep_to_what_the_history_leaves():
+    simulator = blood_samples_in_order()
+    theta = simulator.prior.sample((50, 2))
+    times = rollout(simulator, RandomPolicy(simulator), theta, 6).designs[..., 0]
+    assert (times.diff() >= 0).all() and times.min() >= 0 and times.max() <= 24
+    history = torch.tensor([[20.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    later = rollout(simulator, RandomPolicy(simulator), theta, 2, history).designs[..., 0]
+    assert later.min() >= 20 and (later.diff() >= 0).all()
+
+
+def test_a_policy_must_take_the_space_that_it_is_told():
+    simulator = blood_samples_in_order()
+    with pytest.raises(TypeError, match=r"the policy needs propose\(state, space\)"):
+        rollout(simulator, TinyPolicy(simulator), simulator.prior.sample((2,)), 2)
+    hourly = rollout(simulator, lambda history: torch.ones(1) + history.shape[-2], simulator.prior.sample((2,)), 3)
+    assert hourly.designs[0, :, 0].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_design_that_moves_takes_later_ones_along():
+    """ξ_3 = ξ_2 + (24 − ξ_2) p and so on, so that ∂ξ_3/∂ξ_1 = (1 − p)²."""
+    simulator = blood_samples_in_order()
+    policy = StaticPolicy(simulator, 3)
+    policy.free.data[:] = 0.3
+    designs, _ = rollout(simulator, policy, simulator.prior.sample((2,)), 3)
+    (gradient,) = torch.autograd.grad(designs[0, 2, 0], policy.free)
+    first, second, third = gradient.flatten().tolist()
+    share = float(designs[0, 0, 0]) / 24
+    own = 24 * share * (1 - share) * (1 - float(torch.tanh(torch.tensor(0.05))) ** 2)  # dξ_1/du_1, ξ = 6 tanh(u / 6)
+    assert [first, second, third] == pytest.approx([own * (1 - share) ** 2] * 3, rel=1e-4)

@@ -177,7 +177,7 @@ class AdaptiveExperiment(SavedExperiment):
     @property
     def history(self) -> Tensor:
         """All trials as the policy reads them, padded to (horizon, D + O + 1), or (B, horizon, D + O + 1)."""
-        return pack_history(self.designs.to(self._dtype), self.outcomes.to(self._dtype), self.horizon)
+        return self._trials_so_far(self.horizon)
 
     @property
     def spent(self) -> float:
@@ -336,14 +336,17 @@ class AdaptiveExperiment(SavedExperiment):
                 state = self._update(state, trial)
             self._state = state
         with torch.no_grad(), seeded(self.seed_for(f"design {self.num_trials}"), self._device):
-            proposed = self._limits.choose(self._sequential, self._state, self.designs, self.spent, self._device)
+            proposed = self._limits.choose(
+                self._sequential, self._state, self.designs, self._trials_so_far(), self.spent, self._device
+            )
         if isinstance(proposed, str):
             self._stop(proposed)
         else:
             self._pending = proposed
 
     def _check_design(self, design: Any) -> Tensor:
-        return self._checked(design, "design", self.simulator.design_dim, self.simulator.design_space.check)
+        space = self.simulator.design_space.given(self._trials_so_far())
+        return self._checked(design, "design", self.simulator.design_dim, space.check)
 
     def _check_outcome(self, outcome: Any) -> Tensor:
         return self._checked(outcome, "outcome", self.simulator.outcome_dim, self.simulator.check_outcome)
@@ -382,6 +385,10 @@ class AdaptiveExperiment(SavedExperiment):
         with contextlib.suppress(OSError):  # `load` comes to the same conclusion again
             self._write({"event": "stop", "reason": reason})
         self.close()
+
+    def _trials_so_far(self, length: int | None = None) -> Tensor:
+        """The trials as the policy reads them, padded to `length` if given."""
+        return pack_history(self.designs.to(self._dtype), self.outcomes.to(self._dtype), length)
 
     def _stack(self, values: list[Tensor], dim: int) -> Tensor:
         return torch.stack(values, dim=-2) if values else torch.zeros(*self._batch_shape, 0, dim)

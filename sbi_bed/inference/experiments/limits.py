@@ -59,12 +59,17 @@ class DesignLimits:
             raise ValueError(f"design_cost must return one cost that is not negative, got {cost.tolist()}.")
         return cost.item()
 
-    def choose(self, policy: Any, state: Any, earlier: Tensor, spent: float, device: torch.device) -> Tensor | str:
+    def choose(
+        self, policy: Any, state: Any, earlier: Tensor, history: Tensor, spent: float, device: torch.device
+    ) -> Tensor | str:
         """The next design (*batch, D) after earlier ones (*batch, n, D), or why there is none.
 
         A policy that chooses among candidates by itself is asked by `propose_among(state, allowed)`, `allowed` a
-        boolean (*batch, N) over its `candidates`.
+        boolean (*batch, N) over its `candidates`. Where the space depends on the history (*batch, n, D + O + 1), the
+        policy is told the present one.
         """
+        space = self.space.given(history.to(device))
+        told = (space,) if self.space.depends_on_history else ()
         batch_shape = earlier.shape[:-2]
         chooses = hasattr(policy, "propose_among") and policy.candidates is not None
         candidates = policy.candidates if chooses else self.space.candidates
@@ -73,14 +78,18 @@ class DesignLimits:
             if isinstance(allowed, str):
                 return allowed
             if chooses:
-                return self._check(policy.propose_among(state, allowed.to(device)), batch_shape)
-            design = self._check(policy.propose(state), batch_shape)
+                return self._check(policy.propose_among(state, allowed.to(device)), space, batch_shape)
+            design = self._check(policy.propose(state, *told), space, batch_shape)
             return design if allowed.all() else nearest_candidate(self.space, candidates, design, allowed)
-        design = self._check(policy.propose(state), batch_shape)
+        design = self._check(policy.propose(state, *told), space, batch_shape)
         if self.min_distance > 0:
             rows = design.reshape(-1, self.space.dim)
             pasts = earlier.reshape(len(rows), *earlier.shape[-2:])
-            moved = [keep_apart(self.space, r, past, self.min_distance) for r, past in zip(rows, pasts, strict=True)]
+            spaces = [self.space.given(past) for past in history.reshape(len(rows), *history.shape[-2:])]
+            moved = [
+                keep_apart(self.space, row, past, self.min_distance, within=within)
+                for row, past, within in zip(rows, pasts, spaces, strict=True)
+            ]
             kept = [row for row in moved if row is not None]
             if len(kept) < len(moved):
                 return NOTHING_LEFT
@@ -108,9 +117,9 @@ class DesignLimits:
         budget: float = self.budget  # pyright: ignore[reportAssignmentType]
         return cost <= budget - spent + 1e-6 * budget
 
-    def _check(self, design: Any, batch_shape: torch.Size) -> Tensor:
+    def _check(self, design: Any, space: DesignSpace, batch_shape: torch.Size) -> Tensor:
         shape = (*batch_shape, self.space.dim)
         try:
-            return self.space.check(design).detach().cpu().expand(shape).clone()
+            return space.check(design).detach().cpu().expand(shape).clone()
         except (TypeError, ValueError, RuntimeError) as err:
             raise ValueError(f"the policy must propose designs {shape} inside the design space: {err}") from err

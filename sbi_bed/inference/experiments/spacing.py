@@ -32,11 +32,17 @@ def nearest_candidate(space: DesignSpace, candidates: Tensor, design: Tensor, al
 
 
 def keep_apart(
-    space: DesignSpace, design: Tensor, earlier: Tensor, min_distance: float, num_directions: int = 256
+    space: DesignSpace,
+    design: Tensor,
+    earlier: Tensor,
+    min_distance: float,
+    num_directions: int = 256,
+    within: DesignSpace | None = None,
 ) -> Tensor | None:
     """Move design (D,) to the nearest place at least `min_distance` from all earlier designs (n, D).
 
-    Draws directions from torch's global generator. Returns None if the space has no such place.
+    Distances are those of `space`; the place lies also in `within`, the part of it that the history leaves. Draws
+    directions from torch's global generator. Returns None if there is no such place.
     """
     proposed, taken = space.standardize(design), space.standardize(earlier.to(design))
     if len(taken) == 0 or (taken - proposed).norm(dim=-1).min() >= min_distance:
@@ -51,7 +57,7 @@ def keep_apart(
     designs = space.from_free(points)
     reached = space.standardize(designs)
     allowed = torch.cdist(reached, taken).amin(-1) >= min_distance
-    allowed &= torch.isfinite(designs).all(-1) & space.contains(designs)
+    allowed &= torch.isfinite(designs).all(-1) & (within or space).contains(designs)
     if not allowed.any():
         return None
     gap = (reached - proposed).norm(dim=-1).masked_fill(allowed.logical_not(), torch.inf)

@@ -77,6 +77,7 @@ class DefensiveProposal:
         log_scale = self._factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_kernel = constant - log_scale + self._weights.log() - (df + dim) / 2 * torch.log1p(distance / df)
         adapted = log_kernel.logsumexp(-1) + self.transform.log_abs_det_jacobian(theta, free)
+        adapted = adapted.masked_fill(adapted.isnan(), -torch.inf)  # on the edge of the support, where u is infinite
         log_prior = prior_log_prob(self.prior, theta)
         return torch.logaddexp(adapted + math.log1p(-self.prior_share), log_prior + math.log(self.prior_share))
 

@@ -1,44 +1,55 @@
 r"""Deep Adaptive Design: train a policy by stochastic gradient ascent on a bound on its information gain.
 
-Foster et al. 2021 (arXiv 2103.02438). Each step simulates a batch of whole experiments under the policy and raises
-their sPCE bound. With `prior=` and `history=` the same loop refines a policy in mid-experiment: θ is drawn from a
-posterior and only the trials that remain are simulated (Step-DAD, arXiv 2507.14057).
+Foster et al. 2021 (arXiv 2103.02438). Each step simulates a batch of whole experiments under the policy and raises a
+bound on their gain: where the simulator has a likelihood, a contrastive one; else one with a net inside that is trained
+along with the policy (iDAD, Ivanova et al. 2021, arXiv 2111.02329). With `prior=` and `history=` the same loop refines a
+policy in mid-experiment: θ is drawn from a posterior and only the trials that remain are simulated (Step-DAD, arXiv
+2507.14057).
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ...objectives.bounds import sampler_of
+from ...objectives.critics import InfoNCE, NeuralBound
 from ...objectives.losses import Baseline, pathwise_loss, score_function_loss
+from ...objectives.proposals import LocalProposal
 from ...policies.base import Policy
+from ...policies.bounded_gradients import BoundedGradients
 from ...policies.deep_sets import DeepSetsPolicy
+from ...policies.static import StaticPolicy
 from ...simulators.base import DesignSimulator
-from ...simulators.rollout import rollout
+from ...simulators.rollout import Rollout, rollout
 from ...utils.checks import check_count
-from ...utils.files import load_file, save_file
-from ...utils.history import check_history
+from ...utils.device import to_device
+from ...utils.distributed import Shards
+from ...utils.history import check_history, pack_history
 from ...utils.seeding import seeded
+from .checkpoint import read_checkpoint, write_checkpoint
+from .settings import TrainingSettings
 
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
 
 __all__ = ["DAD"]
 
+_Objective = Callable[[Tensor, Rollout], tuple[Tensor, Tensor]]
+
 
 class DAD:
     """Trains a design policy.
 
     Args:
-        simulator: Experiment with a likelihood.
+        simulator: The experiment.
         horizon: Number T of trials.
         policy: Policy to train, in place; if None a `DeepSetsPolicy`, built when training starts, under its seed.
         device: Where to train.
@@ -46,10 +57,19 @@ class DAD:
         show_progress_bars: Whether to show progress with the current bound.
         prior: Where θ is drawn from, if not the simulator's prior: a distribution, or posterior draws (N, P).
         history: Trials already done, (n, D + O + 1), n < T; the policy is trained on those that remain.
+        bound: A bound with a net inside, trained with the policy, for simulators without a likelihood: one of
+            `sbi_bed.objectives.InfoNCE`, `NWJ`, `PosteriorBound`, `LikelihoodBound`, `RatioBound`. If None the
+            contrastive bound where there is a likelihood, else `InfoNCE(simulator)`.
+        state: For a simulator with a hidden state in mid-experiment, the states (N, S) that belong to the draws `prior`.
+
+    Attributes:
+        bound: The bound with a net inside, or None.
+        bounds: The training bound at every twentieth step, nats.
+        num_steps: Steps done.
 
     Raises:
-        TypeError: If the policy is not a `Policy`.
-        ValueError: If the simulator has no likelihood, no trial remains, or there is nothing to train.
+        TypeError: If the policy is not a `Policy`, or the bound not a `NeuralBound`.
+        ValueError: If no trial remains, there is nothing to train, or the simulator's outcomes do not suit the bound.
 
     Example:
         >>> from sbi_bed.simulators import LocationFinding
@@ -68,17 +88,27 @@ class DAD:
         *,
         prior: Any = None,
         history: Tensor | None = None,
+        bound: NeuralBound | None = None,
+        state: Tensor | None = None,
     ):
-        if not simulator.has_likelihood:
-            raise ValueError("DAD needs a simulator with a log_likelihood.")
         self.simulator = simulator
         self.horizon = check_count(horizon, "horizon")
         self.device = torch.device(device)
         if not (policy is None or isinstance(policy, Policy)):
             raise TypeError(f"DAD trains a Policy, got {policy!r}; give its three methods to a subclass of Policy.")
-        self._build_policy = policy is None
+        if not (bound is None or isinstance(bound, NeuralBound)):
+            raise TypeError(f"bound must be a NeuralBound of sbi_bed.objectives, got {bound!r}.")
+        if bound is not None or not simulator.has_likelihood:
+            trains_policy = policy is None or any(p.requires_grad for p in policy.parameters())
+            if trains_policy and not simulator.pathwise:
+                raise ValueError(
+                    "DAD needs a simulator with a log_likelihood, or one with reparameterized=True, through whose outcomes "
+                    "a bound with a net inside can be raised."
+                )
+        self._build = policy is None, bound is None and not simulator.has_likelihood
         self.policy: Policy = (DeepSetsPolicy(simulator) if policy is None else policy).to(self.device)
-        if not any(p.requires_grad for p in self.policy.parameters()):
+        self.bound = InfoNCE(simulator).to(self.device) if self._build[1] else bound and bound.to(self.device)
+        if not self._parameters():
             raise ValueError(f"{type(self.policy).__name__} has nothing to train.")
         self.history = None
         if history is not None:
@@ -89,10 +119,13 @@ class DAD:
         self.num_trials = self.horizon - (0 if self.history is None else len(self.history))
         if self.num_trials < 1:
             raise ValueError(f"no trial remains of a horizon of {horizon}.")
-        self._sample_theta = sampler_of(simulator.prior if prior is None else prior)
+        self._prior = simulator.prior if prior is None else prior
+        sampler_of(self._prior)  # says so if it cannot be drawn from
+        self._state = state
         self._tracker = tracker
         self._show_progress_bars = show_progress_bars
         self.bounds: list[float] = []
+        self.num_steps = 0
 
     def train(
         self,
@@ -104,8 +137,13 @@ class DAD:
         *,
         gradient: Literal["auto", "pathwise", "score"] = "auto",
         baseline: Baseline = "prefix",
+        proposal: Literal["prior", "local"] = "prior",
+        max_design_gradient: float = 1.0,
         max_grad_norm: float = 1.0,
+        compile: bool = False,
+        num_shards: int | None = None,
         final_learning_rate: float = 0.01,
+        max_seconds: float | None = None,
         checkpoint: str | Path | None = None,
         checkpoint_every: int = 500,
         resume: bool = False,
@@ -115,13 +153,22 @@ class DAD:
         Args:
             num_steps: Number of gradient steps.
             batch_size: Experiments simulated in each.
-            num_contrastive: Contrastive samples L in each; the bound cannot exceed log(L + 1).
+            num_contrastive: Contrastive samples L in each; the bound cannot exceed log(L + 1). Bounds with a net inside
+                have samples of their own.
             learning_rate: First learning rate; it falls to `final_learning_rate` times that along a cosine.
             seed: Seed of the whole training; the global generator if None.
             gradient: "pathwise" for reparameterised outcomes, "score" for any; "auto" asks the simulator.
             baseline: Control variate of the score-function gradient; see `sbi_bed.objectives.losses`.
+            proposal: Where contrastive samples come from: "prior", or "local", half of them from near the truth, for
+                gains well above log L; see `sbi_bed.objectives.proposals`.
+            max_design_gradient: Largest norm of the gradient that one history sends into one design; see
+                `sbi_bed.policies.bounded_gradients`. Infinity for none.
             max_grad_norm: Gradients are scaled down to this norm.
+            compile: Whether to run the bound through `torch.compile`; see `log_sum_likelihood`.
+            num_shards: Parts that each batch is simulated in: one after the other, or side by side in the processes that
+                `torchrun` starts. One for each process if None.
             final_learning_rate: Share of the learning rate that is left at the end.
+            max_seconds: Stop after so many seconds at the latest; the learning rate falls accordingly.
             checkpoint: File that holds the training's state, written every `checkpoint_every` steps and at the end.
             checkpoint_every: Steps between checkpoints.
             resume: Go on from `checkpoint` where it exists; the result is that of an uninterrupted training.
@@ -130,98 +177,182 @@ class DAD:
             ValueError: If an argument is out of range, "pathwise" is asked of outcomes that are not reparameterised, the
                 checkpoint is of another training, or the bound becomes NaN (the weights are then those before that step).
         """
-        num_steps, batch_size = check_count(num_steps, "num_steps"), check_count(batch_size, "batch_size", 2)
-        num_contrastive = check_count(num_contrastive, "num_contrastive")
-        if not (learning_rate > 0 and math.isfinite(learning_rate)):
-            raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
+        settings = TrainingSettings(
+            num_steps,
+            batch_size,
+            num_contrastive,
+            learning_rate,
+            seed,
+            gradient,
+            baseline,
+            proposal,
+            max_design_gradient,
+            max_grad_norm,
+            compile,
+            num_shards,
+            final_learning_rate,
+            max_seconds,
+        )
         if resume and checkpoint is None:
             raise ValueError("resume=True needs checkpoint=, the file to go on from.")
         check_count(checkpoint_every, "checkpoint_every")
-        if not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be positive, got {max_grad_norm}.")
-        if not 0 <= final_learning_rate <= 1:
-            raise ValueError(f"final_learning_rate must be a share between 0 and 1, got {final_learning_rate}.")
-        learning_rate, max_grad_norm = float(learning_rate), float(max_grad_norm)  # numpy's would not be plain data
-        loss_of = self._choose_loss(gradient, baseline)
-        settings = {
-            "policy": type(self.policy).__name__,
-            "num_trials": self.num_trials,
-            "num_steps": num_steps,
-            "batch_size": batch_size,
-            "num_contrastive": num_contrastive,
-            "learning_rate": learning_rate,
-            "seed": None if seed is None else int(seed),
-            "gradient": gradient,
-            "baseline": baseline,
-            "max_grad_norm": max_grad_norm,
-            "final_learning_rate": float(final_learning_rate),
-        }
+        description = {"policy": type(self.policy).__name__, "num_trials": self.num_trials, **settings.as_plain_data()}
         if self._tracker is not None:
-            self._tracker.log_params(settings)
-        with seeded(seed, self.device):
-            if self._build_policy:  # anew, under the seed
-                self.policy, self._build_policy = DeepSetsPolicy(self.simulator).to(self.device), False
-            self.policy.train()
-            optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate)
-            start = self._restore(checkpoint, settings, optimizer) if resume else 0
+            self._tracker.log_params(description)
+        with seeded(settings.seed, self.device):
+            shards = Shards(settings.num_shards, self.device)
+            if settings.batch_size % shards.num_shards:
+                raise ValueError(f"a batch of {batch_size} cannot be cut into {shards.num_shards} equal shards.")
+            self._build_nets()
+            shards.share(self._parameters())
+            optimizer = torch.optim.Adam(self._parameters(), lr=settings.learning_rate)
+            start = self._restore(checkpoint, description, optimizer) if resume else 0
+            step_of = self._stepper(settings, shards, optimizer)
+            first = shards.rank == 0
             progress = tqdm(
-                range(start, num_steps),
+                range(start, settings.num_steps),
                 "training policy",
-                num_steps,
+                settings.num_steps,
                 initial=start,
-                disable=not self._show_progress_bars,
+                disable=not (self._show_progress_bars and first),
             )
+            begin = time.perf_counter()
             for step in progress:
-                fall = 0.5 * (1 + math.cos(math.pi * step / num_steps))
-                rate = learning_rate * (final_learning_rate + (1 - final_learning_rate) * fall)
-                bound, norm = self._step(loss_of, optimizer, batch_size, num_contrastive, rate, max_grad_norm)
-                if step % 20 == 19 or step == num_steps - 1:
+                used = 0.0 if max_seconds is None else (time.perf_counter() - begin) / max_seconds
+                if used >= 1:
+                    break
+                rate = settings.learning_rate_at(max(step / settings.num_steps, used))
+                bound, norm = step_of(step, rate)
+                self.num_steps = step + 1
+                if step % 20 == 19 or step == settings.num_steps - 1:
                     self._report(progress, step, bound, rate, norm)
-                if checkpoint is not None and ((step + 1) % checkpoint_every == 0 or step == num_steps - 1):
-                    self._checkpoint(checkpoint, settings, optimizer, step + 1)
+                last = step == settings.num_steps - 1
+                if checkpoint is not None and first and ((step + 1) % checkpoint_every == 0 or last):
+                    write_checkpoint(checkpoint, description, self._nets(), optimizer, step + 1, self.bounds)
+            if isinstance(self.policy, StaticPolicy) and self.policy.num_starts > 1:
+                self._keep_best_start(self.policy, settings)
         return self.policy.eval()
 
-    def _choose_loss(self, gradient: str, baseline: Baseline) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """(theta, contrastive) -> loss, bound, of one simulated batch."""
-        if gradient not in ("auto", "pathwise", "score"):
-            raise ValueError(f"gradient must be 'auto', 'pathwise' or 'score', got {gradient!r}.")
-        if gradient == "pathwise" and not self.simulator.pathwise:
+    @torch.no_grad()
+    def _keep_best_start(self, policy: StaticPolicy, settings: TrainingSettings) -> None:
+        """Leave the list of designs whose bound is highest, on at least 1,024 new histories of each."""
+        objective, _ = self._objective(settings)
+        sample, total = self._sampler(), torch.zeros(policy.num_starts, device=self.device)
+        per_batch = max(1, settings.batch_size // policy.num_starts)
+        for _ in range(math.ceil(1024 / per_batch)):
+            theta, state = sample(per_batch * policy.num_starts)
+            trials = rollout(self.simulator, policy, theta, self.num_trials, self.history, state=state)
+            total += objective(theta, trials)[1].unflatten(0, (per_batch, policy.num_starts)).mean(0)
+        policy.keep_start(int(total.argmax()))
+
+    # ---- one step
+
+    def _stepper(
+        self, settings: TrainingSettings, shards: Shards, optimizer: torch.optim.Optimizer
+    ) -> Callable[[int, float], tuple[Tensor, Tensor]]:
+        """(step, learning rate) -> bound and gradient norm, after one step of the optimiser."""
+        simulator, num_trials, history = self.simulator, self.num_trials, self.history
+        objective, detach = self._objective(settings)
+        policy: Any = self.policy
+        if settings.max_design_gradient < float("inf"):
+            policy = BoundedGradients(policy, simulator.design_space, settings.max_design_gradient)
+        size, parameters = settings.batch_size // shards.num_shards, self._parameters()
+        sample = self._sampler()
+
+        def step_of(step: int, rate: float) -> tuple[Tensor, Tensor]:
+            optimizer.zero_grad(set_to_none=True)
+            bounds = torch.zeros((), device=self.device)
+            for _ in shards.of_step(step):
+                theta, state = sample(size)
+                trials = rollout(simulator, policy, theta, num_trials, history, detach, state)
+                loss, terms = objective(theta, trials)
+                (loss / shards.num_shards).backward()
+                bounds += terms.mean() / shards.num_shards
+            shards.sum([bounds, *(p.grad for p in parameters if p.grad is not None)])
+            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+            # On a GPU the question would wait for the device: it is asked when the bound is reported.
+            if (self.device.type == "cpu" or step % 20 == 19) and not torch.isfinite(norm):
+                raise ValueError(
+                    "the gradient became NaN or infinite: check that log_likelihood is finite and differentiable for all "
+                    "theta of the prior and all designs of the space."
+                )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            return bounds, norm
+
+        return step_of
+
+    def _objective(self, settings: TrainingSettings) -> tuple[_Objective, bool | None]:
+        """(theta, trials) -> loss and terms of the bound; whether to detach outcomes, None for the simulator's way."""
+        simulator = self.simulator
+        if self.bound is not None:
+            if settings.gradient == "score" or settings.proposal != "prior":
+                raise ValueError("a bound with a net inside has neither score-function gradients nor proposals.")
+            return self._net_objective(self.bound), None
+        if settings.gradient == "pathwise" and not simulator.pathwise:
             raise ValueError("pathwise gradients need a simulator with reparameterized=True and no discrete part.")
-        if baseline not in ("prefix", "mean", "none"):
-            raise ValueError(f"baseline must be 'prefix', 'mean' or 'none', got {baseline!r}.")
-        pathwise = gradient == "pathwise" or (gradient == "auto" and self.simulator.pathwise)
-        loss_function = pathwise_loss if pathwise else partial(score_function_loss, baseline=baseline)
+        pathwise = settings.gradient == "pathwise" or (settings.gradient == "auto" and simulator.pathwise)
+        loss_of: Any = pathwise_loss if pathwise else score_function_loss
+        options: dict[str, Any] = {"compile": settings.compile} | ({} if pathwise else {"baseline": settings.baseline})
+        num, sample = settings.num_contrastive, self._sampler()
+        local = None
+        if settings.proposal == "local":
+            if not hasattr(self._prior, "log_prob"):
+                raise ValueError('proposal="local" needs the density of the prior, and draws have none.')
+            local = LocalProposal(to_device(self._prior, self.device))
+
+        def objective(theta: Tensor, trials: Rollout) -> tuple[Tensor, Tensor]:
+            contrastive, log_weights = (sample(num)[0], None) if local is None else local.sample(theta, num)
+            return loss_of(simulator, theta, trials, contrastive, log_weights=log_weights, **options)
 
         # Asked for the score function, score outcomes whole; else differentiate what of them is reparameterised.
-        detach_outcomes = True if gradient == "score" else None
+        return objective, True if settings.gradient == "score" else None
 
-        def loss_of(theta: Tensor, contrastive: Tensor) -> tuple[Tensor, Tensor]:
-            trials = rollout(
-                self.simulator, self.policy, theta, self.num_trials, self.history, detach_outcomes=detach_outcomes
-            )
-            return loss_function(self.simulator, theta, trials, contrastive)
+    def _net_objective(self, bound: NeuralBound) -> _Objective:
+        """The loss of a bound with a net inside, which reads whole histories."""
 
-        return loss_of
+        def objective(theta: Tensor, trials: Rollout) -> tuple[Tensor, Tensor]:
+            x = pack_history(*trials)
+            if self.history is not None:
+                x = torch.cat([self.history.expand(len(x), -1, -1), x], dim=-2)
+            return bound.loss(theta, x)
 
-    def _step(
-        self, loss_of: Any, optimizer: Any, batch_size: int, num_contrastive: int, rate: float, max_grad_norm: float
-    ) -> tuple[Tensor, Tensor]:
-        """One step; returns the bound and the gradient's norm."""
-        theta = self._sample_theta(batch_size).to(self.device)
-        contrastive = self._sample_theta(num_contrastive).to(self.device)
-        loss, bound = loss_of(theta, contrastive)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), max_grad_norm)
-        if not torch.isfinite(norm):
-            raise ValueError(
-                "the gradient became NaN or infinite: check that log_likelihood is finite and differentiable for all "
-                "theta of the prior and all designs of the space."
-            )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        return bound, norm
+        return objective
+
+    def _sampler(self) -> Callable[[int], tuple[Tensor, Tensor | None]]:
+        """num -> theta (num, P), and hidden states (num, S) where they belong to it."""
+        if self._state is None:
+            draw = sampler_of(to_device(self._prior, self.device))
+            return lambda num: (draw(num).to(self.device), None)
+        draws, states = self._prior, self._state.to(self.device)
+        if not isinstance(draws, Tensor) or len(draws) != len(states):
+            raise ValueError("state= needs prior=, draws of theta (N, P), one for each of its N states.")
+
+        def joint(num: int) -> tuple[Tensor, Tensor | None]:
+            index = torch.randint(len(draws), (num,), device=self.device)
+            return draws.to(self.device)[index], states[index]
+
+        return joint
+
+    # ---- nets, reports, checkpoints
+
+    def _build_nets(self) -> None:
+        """Build what was left to us anew, under the seed."""
+        if self._build[0]:
+            self.policy = DeepSetsPolicy(self.simulator).to(self.device)
+        if self._build[1]:
+            self.bound = InfoNCE(self.simulator).to(self.device)
+        self._build = False, False
+        for net in self._nets().values():
+            net.train()
+
+    def _nets(self) -> dict[str, nn.Module]:
+        nets: dict[str, nn.Module] = {"policy": self.policy}
+        return nets if self.bound is None else nets | {"bound": self.bound}
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for net in self._nets().values() for p in net.parameters() if p.requires_grad]
 
     def _report(self, progress: Any, step: int, bound: Tensor, rate: float, norm: Tensor) -> None:
         value = float(bound)
@@ -232,36 +363,8 @@ class DAD:
             metrics = {"information_gain_bound": value, "learning_rate": rate, "gradient_norm": float(norm)}
             self._tracker.log_metrics(metrics, step=step)
 
-    def _checkpoint(self, path: str | Path, settings: dict, optimizer: Any, step: int) -> None:
-        content = {
-            "settings": settings,
-            "step": step,
-            "weights": self.policy.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "random_state": torch.get_rng_state(),
-            "device_random_state": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "bounds": self.bounds,
-        }
-        save_file(path, "training", content)
-
-    def _restore(self, path: str | Path | None, settings: dict, optimizer: Any) -> int:
+    def _restore(self, path: str | Path | None, description: dict, optimizer: torch.optim.Optimizer) -> int:
         if path is None or not Path(path).exists():
             return 0
-        content = load_file(path, "training")
-        parts = {"settings", "step", "weights", "optimizer", "random_state", "device_random_state", "bounds"}
-        if not parts <= content.keys():
-            raise ValueError(f"{path} lacks parts of a training.")
-        others = {k: v for k, v in content["settings"].items() if settings.get(k) != v}
-        if others:
-            ours = {k: settings.get(k) for k in others}
-            raise ValueError(f"{path} is a checkpoint of a training with {others}, not {ours}.")
-        try:
-            self.policy.load_state_dict(content["weights"])
-        except RuntimeError as err:
-            raise ValueError(f"{path} is a checkpoint of another policy: {err}") from err
-        optimizer.load_state_dict(content["optimizer"])
-        torch.set_rng_state(content["random_state"])
-        if content["device_random_state"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(content["device_random_state"], self.device)
-        self.bounds = list(content["bounds"])
-        return content["step"]
+        step, self.bounds = read_checkpoint(path, description, self._nets(), optimizer, self.device)
+        return step

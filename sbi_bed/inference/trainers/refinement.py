@@ -4,12 +4,18 @@ After τ trials the gain splits, I_{1→T}(π) = I_{1→τ}(π_0) + E[I^{h_τ}_{
 **refine** a copy of the policy on the gain of the remaining trials, θ_0 and contrastive samples drawn from that
 posterior; **judge** both policies on held-out draws with common random numbers and keep the old one unless the new one
 is better by more than the comparison's standard error.
+
+Without a likelihood the posterior is a trained one of sbi's, and the bound has a net inside, which goes on from where the
+policy's training left it. Both policies are judged by it; the old one also by the net as it was, whichever says more.
+
+With a time budget the old policy is judged first, which shows what judging costs, and training takes what is left.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +23,20 @@ import torch
 from torch import Tensor
 
 from ...objectives.bounds import estimate_bounds, sampler_of
+from ...objectives.critics import NeuralBound
 from ...policies.base import Policy
 from ...simulators.base import DesignSimulator
+from ...simulators.rollout import rollout
 from ...utils.checks import check_count
+from ...utils.history import check_history, pack_history
 from ...utils.seeding import seeded
+from ..posteriors.hidden_state import replay_state
 from ..posteriors.likelihood_posterior import likelihood_posterior
 from .dad import DAD
 
 __all__ = ["Refinement", "refine_policy"]
+
+_NO_END = 10**7  # steps, where time is what counts
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,8 @@ class Refinement:
         gain_after: The same under the refined one.
         difference_stderr: Standard error of gain_after − gain_before, paired.
         effective_sample_size: Of the posterior draws behind all of it.
+        num_steps: Gradient steps taken.
+        seconds: Time it took, inference and judgement included.
     """
 
     policy: Policy
@@ -46,6 +60,8 @@ class Refinement:
     gain_after: float
     difference_stderr: float
     effective_sample_size: float
+    num_steps: int
+    seconds: float
 
 
 def refine_policy(
@@ -54,13 +70,15 @@ def refine_policy(
     horizon: int,
     history: Tensor,
     *,
-    num_steps: int = 300,
+    num_steps: int | None = None,
     batch_size: int = 256,
     num_contrastive: int = 255,
     learning_rate: float = 1e-3,
-    sample_with: str = "smc",
+    sample_with: Any = "smc",
+    bound: NeuralBound | None = None,
     num_particles: int = 4096,
     num_held_out: int = 2048,
+    max_seconds: float | None = None,
     seed: int | None = None,
     show_progress_bars: bool = True,
 ) -> Refinement:
@@ -68,26 +86,36 @@ def refine_policy(
 
     Args:
         policy: Policy to start from; it is not changed.
-        simulator: Experiment with a likelihood.
+        simulator: The experiment.
         horizon: Total number T of trials.
         history: The trials so far, (n, D + O + 1), n < T.
-        num_steps: Gradient steps of the refinement.
+        num_steps: Gradient steps of the refinement; 300 if None and there is no time budget.
         batch_size: Experiments simulated in each step.
         num_contrastive: Contrastive posterior draws in each step.
         learning_rate: First learning rate; falls along a cosine.
-        sample_with: How to infer p(θ | history): see `likelihood_posterior`.
+        sample_with: How to infer p(θ | history): a name for `likelihood_posterior`, or a trained sbi posterior over
+            histories padded to the horizon, which a simulator without a likelihood needs.
+        bound: For a simulator without a likelihood, the bound that its policy was trained with (`DAD(...).bound`); it is
+            not changed. A new `InfoNCE` if None.
         num_particles: Posterior draws.
         num_held_out: Simulated continuations, and contrastive draws, that judge the result.
+        max_seconds: Budget for all of it. Inference is not cut short; if nothing is left after it, the old policy stays.
         seed: Seed of everything; the global generator if None.
         show_progress_bars: Whether to show progress.
 
     Raises:
-        ValueError: As `DAD` and `likelihood_posterior` do.
+        ValueError: If the simulator has no likelihood and no posterior is given, or as `DAD` and `likelihood_posterior`
+            do.
     """
+    begin = time.perf_counter()
     check_count(num_held_out, "num_held_out", 2)
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"max_seconds must be positive, got {max_seconds}.")
+    if num_steps is None:
+        num_steps = 300 if max_seconds is None else _NO_END
     with seeded(seed):
-        posterior = likelihood_posterior(simulator, history, sample_with=sample_with, num_particles=num_particles)
-        draws = posterior.sample((num_particles,), show_progress_bars=False)
+        draws, effective_sample_size = _posterior_draws(simulator, history, horizon, sample_with, num_particles)
+        state = replay_state(simulator, draws, history) if simulator.has_state else None
         trainer = DAD(
             simulator,
             horizon,
@@ -95,13 +123,25 @@ def refine_policy(
             show_progress_bars=show_progress_bars,
             prior=draws,
             history=history,
+            bound=copy.deepcopy(bound),
+            state=state,
         )
-        refined = trainer.train(num_steps, batch_size, num_contrastive, learning_rate)
-        judge_seed = int(torch.randint(2**31, ()))
-        before, after = (
-            _held_out_gain(simulator, candidate, trainer, draws, num_held_out, judge_seed)
-            for candidate in (policy, refined)
-        )
+        judge = _Judge(simulator, trainer, draws, state, num_held_out)
+        start = time.perf_counter()
+        before = judge.gains(policy, bound)
+        judging = time.perf_counter() - start
+        remaining = None
+        if max_seconds is not None:
+            remaining = max_seconds - (time.perf_counter() - begin) - 1.5 * judging * (1 if bound is None else 2)
+        if remaining is not None and remaining <= 0:
+            gain = float(before.mean())
+            seconds = time.perf_counter() - begin
+            return Refinement(policy, False, gain, gain, 0.0, effective_sample_size, 0, seconds)
+        refined = trainer.train(num_steps, batch_size, num_contrastive, learning_rate, max_seconds=remaining)
+        after = judge.gains(refined, trainer.bound)
+        if trainer.bound is not None:
+            again = judge.gains(policy, trainer.bound)
+            before = before if before.mean() > again.mean() else again
     difference = after - before
     stderr = float(difference.std() / math.sqrt(len(difference)))
     accepted = float(difference.mean()) > stderr
@@ -111,22 +151,63 @@ def refine_policy(
         float(before.mean()),
         float(after.mean()),
         stderr,
-        posterior.effective_sample_size,
+        effective_sample_size,
+        trainer.num_steps,
+        time.perf_counter() - begin,
     )
 
 
-def _held_out_gain(
-    simulator: DesignSimulator, policy: Any, trainer: DAD, draws: Tensor, num_held_out: int, seed: int
-) -> Tensor:
-    """Lower bound of each of `num_held_out` continuations; the same seed gives both policies the same random numbers."""
-    with seeded(seed):
-        gain = estimate_bounds(
-            simulator,
-            policy,
-            trainer.num_trials,
-            num_held_out,
-            num_held_out,
-            sample_theta=sampler_of(draws),
-            history=trainer.history,
-        )
-    return gain.lower_samples
+def _posterior_draws(
+    simulator: DesignSimulator, history: Tensor, horizon: int, sample_with: Any, num: int
+) -> tuple[Tensor, float]:
+    """Draws (N, P) of p(θ | history), and how many independent ones they are worth."""
+    if isinstance(sample_with, str):
+        if not simulator.has_likelihood:
+            raise ValueError(
+                "a simulator without a likelihood needs a trained posterior: sample_with=, e.g. sbi's NPE trained on "
+                "PolicySimulator(..., min_trials=1)."
+            )
+        posterior = likelihood_posterior(simulator, history, sample_with=sample_with, num_particles=num)
+        return posterior.sample((num,), show_progress_bars=False), posterior.effective_sample_size
+    history = check_history(history, simulator.design_dim, simulator.outcome_dim)
+    x = torch.nn.functional.pad(history, (0, 0, 0, horizon - history.shape[-2]))
+    return sample_with.sample((num,), x=x.unsqueeze(0), show_progress_bars=False), float(num)
+
+
+class _Judge:
+    """The gain of the remaining trials on held-out draws; all policies see the same random numbers."""
+
+    def __init__(
+        self, simulator: DesignSimulator, trainer: DAD, draws: Tensor, state: Tensor | None, num_held_out: int
+    ):
+        self.simulator, self.trainer, self.num = simulator, trainer, num_held_out
+        self.draws, self.state = draws, state
+        self.seed = int(torch.randint(2**31, ()))
+
+    @torch.no_grad()
+    def gains(self, policy: Policy, bound: NeuralBound | None) -> Tensor:
+        """Lower bound of each of the held-out continuations, (num_held_out,)."""
+        trainer = self.trainer
+        with seeded(self.seed):
+            if trainer.bound is None:
+                sample = sampler_of(self.draws)
+                gain = estimate_bounds(
+                    self.simulator,
+                    policy,
+                    trainer.num_trials,
+                    self.num,
+                    self.num,
+                    sample_theta=sample,
+                    history=trainer.history,
+                )
+                return gain.lower_samples
+            index = torch.randint(len(self.draws), (self.num,))
+            state = None if self.state is None else self.state[index]
+            trials = rollout(
+                self.simulator, policy, self.draws[index], trainer.num_trials, trainer.history, state=state
+            )
+            x = pack_history(*trials)
+            if trainer.history is not None:
+                x = torch.cat([trainer.history.expand(len(x), -1, -1), x], dim=-2)
+            net = trainer.bound if bound is None else bound
+            return net.eval()(self.draws[index], x)

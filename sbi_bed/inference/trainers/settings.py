@@ -1,0 +1,76 @@
+"""The arguments of a policy's training, checked, and as plain data for trackers and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ...utils.checks import check_count
+
+__all__ = ["TrainingSettings"]
+
+_CHOICES = {
+    "gradient": ("auto", "pathwise", "score"),
+    "baseline": ("prefix", "mean", "none"),
+    "proposal": ("prior", "local"),
+}
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Arguments of `DAD.train` that decide its result; see there.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+
+    num_steps: int
+    batch_size: int
+    num_contrastive: int
+    learning_rate: float
+    seed: int | None
+    gradient: str
+    baseline: str
+    proposal: str
+    max_design_gradient: float
+    max_grad_norm: float
+    compile: bool
+    num_shards: int | None
+    final_learning_rate: float
+    max_seconds: float | None
+
+    def __post_init__(self):
+        for name in ("num_steps", "num_contrastive"):
+            self._set(name, check_count(getattr(self, name), name))
+        self._set("batch_size", check_count(self.batch_size, "batch_size", 2))
+        self._set("seed", None if self.seed is None else int(self.seed))
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                *most, last = map(repr, allowed)
+                raise ValueError(f"{name} must be {', '.join(most)} or {last}, got {getattr(self, name)!r}.")
+        for name in ("learning_rate", "max_design_gradient", "max_grad_norm", "max_seconds"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not value > 0 or (name == "learning_rate" and not math.isfinite(value)):
+                raise ValueError(f"{name} must be positive, got {value}.")
+            self._set(name, float(value))  # numpy's numbers would not be plain data
+        if not 0 <= self.final_learning_rate <= 1:
+            raise ValueError(f"final_learning_rate must be a share between 0 and 1, got {self.final_learning_rate}.")
+        self._set("final_learning_rate", float(self.final_learning_rate))
+        if self.num_shards is not None:
+            self._set("num_shards", check_count(self.num_shards, "num_shards"))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def learning_rate_at(self, done: float) -> float:
+        """Learning rate when a share `done` of the training is behind: along a cosine, to the final one."""
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return self.learning_rate * (self.final_learning_rate + (1 - self.final_learning_rate) * fall)
+
+    def as_plain_data(self) -> dict[str, Any]:
+        """Name -> number, string, boolean or None."""
+        return dataclasses.asdict(self)

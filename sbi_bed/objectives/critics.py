@@ -1,0 +1,112 @@
+r"""Bounds on the information gain with a net inside, for simulators without a likelihood: critics.
+
+A critic U(h, θ) scores how well a history and parameters go together. With θ_j, j ≠ i, independent of h_i (the parameters
+of the other histories of a batch of B) (iDAD, Ivanova et al. 2021, arXiv 2111.02329, eq. 8 and 9)
+
+    InfoNCE = E[ U(h_i, θ_i) − log 1/B Σ_j exp U(h_i, θ_j) ]                         ≤ EIG, and ≤ log B,
+    NWJ     = E[ U(h_i, θ_i) ] − e⁻¹ E_{j≠i}[ exp U(h_i, θ_j) ]                      ≤ EIG.
+
+Both are tight for the right critic (log p(h | θ) + any c(h); and 1 + log p(h | θ) − log p(h)), up to log B. Critic and
+policy climb the same bound. The critic is separable, U = ⟨f(h), g(θ)⟩, so that B² scores cost B encodings.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..neural_nets.embedding_nets.history import HistoryEmbedding
+from ..neural_nets.trial_features import mlp
+from ..simulators.base import DesignSimulator
+from ..utils.seeding import seeded
+
+__all__ = ["NWJ", "InfoNCE", "NeuralBound", "Standardize"]
+
+
+class NeuralBound(nn.Module):
+    """A lower bound on the gain of histories, with weights that are trained to raise it."""
+
+    def forward(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Terms (B,) of theta (B, P) and their histories (B, n, D + O + 1), whose mean is the bound in nats."""
+        raise NotImplementedError
+
+    def loss(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss, a scalar whose gradient trains net and policy, and the terms (B,), detached."""
+        terms = self(theta, x)
+        return -terms.mean(), terms.detach()
+
+
+class Standardize(nn.Module):
+    """Parameters (..., P) centred and scaled by the prior's mean and sd (of 2,000 draws of a fixed seed)."""
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, simulator: DesignSimulator):
+        super().__init__()
+        with seeded(0):
+            theta = simulator.prior.sample((2000,)).float()
+        self.register_buffer("mean", theta.mean(0))
+        self.register_buffer("sd", theta.std(0).clamp_min(1e-6))
+
+    def forward(self, theta: Tensor) -> Tensor:
+        """The same shape, standardised."""
+        return (theta - self.mean) / self.sd
+
+
+class _CriticBound(NeuralBound):
+    """A separable critic, U(h, θ) = ⟨f(h), g(θ)⟩."""
+
+    def __init__(self, simulator: DesignSimulator, output_dim: int = 64, hidden_dim: int = 128):
+        super().__init__()
+        self.of_history = HistoryEmbedding(simulator, output_dim, hidden_dim)
+        self.standardize = Standardize(simulator)
+        self.of_theta = mlp(simulator.theta_dim, (hidden_dim, hidden_dim), output_dim)
+        self.scale = output_dim**-0.5
+
+    def scores(self, theta: Tensor, x: Tensor) -> Tensor:
+        """U(h_i, θ_j), shape (B, B)."""
+        return self.of_history(x) @ self.of_theta(self.standardize(theta)).T * self.scale
+
+
+class InfoNCE(_CriticBound):
+    """InfoNCE bound, contrasted with the rest of the batch; it cannot exceed log B.
+
+    Args:
+        simulator: The experiment; 512 of its simulations set the scale of what the net reads.
+        output_dim: Size of the encodings f(h) and g(θ).
+        hidden_dim: Width of the nets.
+
+    Example:
+        >>> from sbi_bed.policies import RandomPolicy
+        >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
+        >>> simulator = LocationFinding()
+        >>> theta = simulator.prior.sample((16,))
+        >>> x = PolicySimulator(simulator, RandomPolicy(simulator), horizon=3)(theta)
+        >>> InfoNCE(simulator)(theta, x).shape
+        torch.Size([16])
+    """
+
+    def forward(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Terms (B,) of theta (B, P) and their histories (B, n, D + O + 1), nats."""
+        scores = self.scores(theta, x)
+        return scores.diagonal() - scores.logsumexp(-1) + math.log(len(theta))
+
+
+class NWJ(_CriticBound):
+    """NWJ bound: no ceiling at log B, but a larger variance.
+
+    Args:
+        simulator: The experiment; 512 of its simulations set the scale of what the net reads.
+        output_dim: Size of the encodings f(h) and g(θ).
+        hidden_dim: Width of the nets.
+    """
+
+    def forward(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Terms (B,) of theta (B, P) and their histories (B, n, D + O + 1), nats."""
+        scores = self.scores(theta, x)
+        own = torch.eye(len(theta), dtype=torch.bool, device=scores.device)
+        others = scores.masked_fill(own, -torch.inf).logsumexp(-1) - math.log(max(1, len(theta) - 1))
+        return scores.diagonal() - torch.exp(others - 1)

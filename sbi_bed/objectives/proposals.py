@@ -1,0 +1,80 @@
+r"""Contrastive samples near the truth, for gains larger than the logarithm of their number.
+
+Where an experiment tells much more than log L nats, prior draws never come near θ_0, and sPCE stands at log(L + 1)
+whatever the policy does. Here half the contrastive samples are drawn near θ_0, at all scales, and weighted by importance:
+
+    θ_l ~ q(θ | θ_0) = ½ p(θ) + ½ 1/J Σ_j N(θ; θ_0, (s_j σ)²),     p̂(h) = 1/L Σ_l p(θ_l) / q(θ_l | θ_0) · p(h | θ_l),
+
+with σ the prior's standard deviations, in unconstrained coordinates. p̂ is unbiased for p(h), whatever θ_0, so that
+E[log p(h | θ_0) − log p̂(h)] is an upper bound on the gain (a variational nested Monte Carlo bound, Foster et al. 2019,
+arXiv 1903.05480, whose proposal may look at θ_0 since it needs no θ_0 among its samples). The prior half keeps the weights
+below 2. It trains policies; to judge them there is `expected_information_gain`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from ..simulators.base import prior_log_prob
+from ..utils.seeding import seeded
+from ..utils.transforms import to_unconstrained
+
+__all__ = ["LocalProposal"]
+
+
+class LocalProposal:
+    """Draws contrastive samples, half from the prior and half near θ_0, with their importance weights.
+
+    Args:
+        prior: Distribution of theta, event shape (P,).
+        smallest_scale: Smallest s_j, in prior standard deviations; the largest is 1.
+        num_scales: Number J of scales, in geometric steps.
+    """
+
+    def __init__(self, prior: Distribution, smallest_scale: float = 0.01, num_scales: int = 8):
+        if not 0 < smallest_scale <= 1:
+            raise ValueError(f"smallest_scale must lie in (0, 1], got {smallest_scale}.")
+        self.prior = prior
+        self._transform = to_unconstrained(prior)
+        with seeded(0):
+            self._sd = self._transform(prior.sample((2000,))).std(0)
+        self.scales = torch.logspace(math.log10(smallest_scale), 0.0, num_scales)
+
+    def sample(self, theta: Tensor, num_contrastive: int) -> tuple[Tensor, Tensor]:
+        """Contrastive samples (L, B, P) for theta_0 (B, P), and log p(θ_l) / q(θ_l | θ_0), (L, B).
+
+        The prior draws and the steps away from θ_0 are shared by the batch.
+        """
+        dim, num_local = theta.shape[-1], num_contrastive // 2
+        center, sd, scales = self._transform(theta) / self._sd.to(theta), self._sd.to(theta), self.scales.to(theta)
+        wide = self.prior.sample((num_contrastive - num_local,)).to(theta)
+        steps = scales[torch.arange(num_local, device=theta.device) % len(scales), None] * torch.randn(
+            num_local, dim, device=theta.device, dtype=theta.dtype
+        )
+        near = self._transform.inv((center + steps.unsqueeze(1)) * sd)  # (L / 2, B, P)
+        distance = (self._transform(wide) / sd).unsqueeze(1) - center
+        log_near = torch.cat([self._log_kernel(distance), self._log_kernel(steps).unsqueeze(1).expand(-1, len(theta))])
+        log_wide = torch.cat([self._log_prior(wide).unsqueeze(1).expand(-1, len(theta)), self._log_prior(near)])
+        share = num_local / num_contrastive
+        log_proposal = torch.logaddexp(log_wide + math.log1p(-share), log_near + math.log(share or 1e-30))
+        contrastive = torch.cat([wide.unsqueeze(1).expand(-1, len(theta), -1), near])
+        return contrastive, (log_wide - log_proposal).nan_to_num(nan=-torch.inf)
+
+    def _log_prior(self, theta: Tensor) -> Tensor:
+        """Log prior density (...) in unconstrained coordinates over standard deviations."""
+        free = self._transform(theta)
+        volume = self._transform.log_abs_det_jacobian(theta, free)
+        if volume.ndim == theta.ndim:
+            volume = volume.sum(-1)
+        return prior_log_prob(self.prior, theta) - volume + self._sd.log().sum().to(theta)
+
+    def _log_kernel(self, step: Tensor) -> Tensor:
+        """Log of the mixture of normal densities (...) of a step (..., P)."""
+        scales, dim = self.scales.to(step), step.shape[-1]
+        squared = step.square().sum(-1, keepdim=True)
+        each = -0.5 * squared / scales.square() - dim * (scales.log() + 0.5 * math.log(2 * math.pi))
+        return each.logsumexp(-1) - math.log(len(scales))

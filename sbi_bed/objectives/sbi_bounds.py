@@ -1,0 +1,192 @@
+r"""Bounds on the information gain in which sbi's own estimators stand: NPE, NLE, NRE.
+
+The gain can be written with the posterior, the likelihood or their ratio, and each form takes the estimator that sbi has
+for it (Klein et al. 2026, arXiv 2602.06900):
+
+    NPE   E[ log q(θ | h) − log p(θ) ]                                      ≤ EIG   (Barber and Agakov 2003),
+    NLE   E[ log q(h | θ_0) − log 1/(L+1) Σ_{l=0..L} q(h | θ_l) ]           ≤ EIG,  q(h | θ) = Π_t q(y_t | θ, ξ_t),
+    NRE   E[ r(h, θ_0) − log 1/(L+1) Σ_{l=0..L} exp r(h, θ_l) ]             ≤ EIG,
+
+with θ_l from the prior: the parameters of other histories of the batch. The second, too, is a lower bound whatever q is,
+since any function of (h, θ) is a critic of InfoNCE; its q is fitted by maximum likelihood along the way. The estimators
+learn from the histories that the policy makes while it learns to make others.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..neural_nets.embedding_nets.history import HistoryEmbedding
+from ..neural_nets.trial_features import TrialFeatures
+from ..simulators.base import DesignSimulator, prior_log_prob
+from ..utils.checks import check_count
+from ..utils.history import split_history
+from ..utils.seeding import seeded
+from .critics import NeuralBound, Standardize
+
+if TYPE_CHECKING:
+    from sbi.inference.posteriors import DirectPosterior
+
+__all__ = ["LikelihoodBound", "PosteriorBound", "RatioBound"]
+
+
+class PosteriorBound(NeuralBound):
+    """The NPE form: a conditional density q(θ | h) of sbi, which is the posterior once training is done.
+
+    Args:
+        simulator: The experiment.
+        horizon: Number T of trials; shorter histories are padded.
+        model: Name of sbi's density estimator, as for `posterior_nn`.
+        embedding_net: Histories (B, T, D + O + 1) → summaries; a `HistoryEmbedding` if None.
+        **options: Further arguments of `posterior_nn`.
+
+    Example:
+        >>> from sbi_bed.policies import RandomPolicy
+        >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
+        >>> simulator = LocationFinding()
+        >>> theta = simulator.prior.sample((16,))
+        >>> x = PolicySimulator(simulator, RandomPolicy(simulator), horizon=3)(theta)
+        >>> PosteriorBound(simulator, 3)(theta, x).shape
+        torch.Size([16])
+    """
+
+    def __init__(
+        self,
+        simulator: DesignSimulator,
+        horizon: int,
+        model: str = "mdn",
+        embedding_net: torch.nn.Module | None = None,
+        **options: Any,
+    ):
+        from sbi.neural_nets import posterior_nn  # importing sbi takes seconds
+
+        super().__init__()
+        self.horizon, self.prior = check_count(horizon, "horizon"), simulator.prior
+        embedding_net = HistoryEmbedding(simulator) if embedding_net is None else embedding_net
+        build = posterior_nn(model, embedding_net=embedding_net, z_score_x="none", **options)
+        x = torch.zeros(2000, self.horizon, simulator.design_dim + simulator.outcome_dim + 1)
+        self.estimator = build(_pilot(simulator), x)
+
+    def forward(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Terms (B,) of theta (B, P) and their histories (B, n, D + O + 1), nats."""
+        x = torch.nn.functional.pad(x, (0, 0, 0, self.horizon - x.shape[-2]))
+        log_posterior = self.estimator.log_prob(theta.unsqueeze(0), condition=x)[0]
+        return log_posterior - prior_log_prob(self.prior, theta)
+
+    def posterior(self) -> DirectPosterior:
+        """The estimator as sbi's posterior, for histories packed to the horizon."""
+        from sbi.inference.posteriors import DirectPosterior
+
+        return DirectPosterior(self.estimator.eval(), self.prior)
+
+
+class _ContrastiveBound(NeuralBound):
+    """InfoNCE over the parameters of L other histories of the batch."""
+
+    num_contrastive: int
+
+    def scores(self, theta: Tensor, x: Tensor) -> Tensor:
+        """U(h_i, θ_l), shape (B, L + 1), for theta (B, L + 1, P) and x (B, n, D + O + 1)."""
+        raise NotImplementedError
+
+    def forward(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Terms (B,) of theta (B, P) and their histories (B, n, D + O + 1), nats."""
+        num = min(self.num_contrastive, len(theta) - 1)
+        each = torch.arange(len(theta), device=theta.device)
+        index = (each.unsqueeze(-1) + torch.arange(num + 1, device=theta.device)) % len(theta)
+        scores = self.scores(theta[index], x)
+        return scores[:, 0] - scores.logsumexp(-1) + math.log(num + 1)
+
+
+class LikelihoodBound(_ContrastiveBound):
+    """The NLE form: a conditional density q(y | θ, ξ) of sbi for one trial.
+
+    Args:
+        simulator: The experiment; its trials must be independent given theta.
+        model: Name of sbi's density estimator, as for `likelihood_nn`.
+        num_contrastive: Number L of other parameters; the bound cannot exceed log(L + 1).
+        **options: Further arguments of `likelihood_nn`.
+
+    Raises:
+        ValueError: If the simulator has a hidden state.
+    """
+
+    def __init__(self, simulator: DesignSimulator, model: str = "mdn", num_contrastive: int = 63, **options: Any):
+        from sbi.neural_nets import likelihood_nn
+
+        super().__init__()
+        if simulator.has_state:
+            raise ValueError("trials that share a hidden state are not independent: q(h | θ) is no product over them.")
+        self.num_contrastive, self.design_dim = check_count(num_contrastive, "num_contrastive"), simulator.design_dim
+        self.standardize, self.features = Standardize(simulator), TrialFeatures(simulator)
+        self.num_given = simulator.theta_dim + simulator.design_space.num_features
+        build = likelihood_nn(model, z_score_theta="none", z_score_x="none", **options)
+        num_read = self.features.output_dim - simulator.design_space.num_features
+        self.estimator = build(torch.randn(64, self.num_given), torch.randn(64, num_read))
+
+    def scores(self, theta: Tensor, x: Tensor) -> Tensor:
+        """log q(h_i | θ_l), shape (B, L + 1); the part that does not depend on θ is left out."""
+        designs, outcomes, _ = split_history(x, self.design_dim)
+        read = self.features(designs, outcomes).unsqueeze(1)  # (B, 1, n, F)
+        num_designs = self.num_given - theta.shape[-1]
+        shape = (*theta.shape[:2], x.shape[-2])
+        given = torch.cat(
+            [
+                self.standardize(theta).unsqueeze(2).expand(*shape, -1),
+                read[..., :num_designs].expand(*shape, -1),
+            ],
+            dim=-1,
+        )
+        outcome = read[..., num_designs:].expand(*shape, -1)
+        log_q = self.estimator.log_prob(outcome.flatten(0, 2).unsqueeze(0), condition=given.flatten(0, 2))
+        return (log_q.reshape(shape) * x[..., -1].unsqueeze(1)).sum(-1)
+
+    def loss(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """−bound, and on histories as they are the negative log-likelihood that makes q a likelihood."""
+        terms = self(theta, x)
+        log_likelihood = self.scores(theta.unsqueeze(1), x.detach())
+        return -terms.mean() - log_likelihood.mean(), terms.detach()
+
+
+class RatioBound(_ContrastiveBound):
+    """The NRE form: a classifier of sbi, whose logit is r(h, θ).
+
+    Args:
+        simulator: The experiment.
+        model: Name of sbi's classifier, as for `classifier_nn`.
+        num_contrastive: Number L of other parameters; the bound cannot exceed log(L + 1).
+        embedding_net: Histories (B, n, D + O + 1) → summaries (B, output_dim); a `HistoryEmbedding` if None.
+        **options: Further arguments of `classifier_nn`.
+    """
+
+    def __init__(
+        self,
+        simulator: DesignSimulator,
+        model: str = "resnet",
+        num_contrastive: int = 63,
+        embedding_net: torch.nn.Module | None = None,
+        **options: Any,
+    ):
+        from sbi.neural_nets import classifier_nn
+
+        super().__init__()
+        self.num_contrastive = check_count(num_contrastive, "num_contrastive")
+        self.embedding_net: Any = HistoryEmbedding(simulator) if embedding_net is None else embedding_net
+        build = classifier_nn(model, z_score_x="none", **options)
+        self.estimator = build(_pilot(simulator), torch.zeros(2000, self.embedding_net.output_dim))
+
+    def scores(self, theta: Tensor, x: Tensor) -> Tensor:
+        """r(h_i, θ_l), shape (B, L + 1)."""
+        summary = self.embedding_net(x).unsqueeze(1).expand(*theta.shape[:2], -1)
+        log_ratio = self.estimator.unnormalized_log_ratio(theta.flatten(0, 1), summary.flatten(0, 1))
+        return log_ratio.reshape(theta.shape[:2])
+
+
+def _pilot(simulator: DesignSimulator) -> Tensor:
+    """Parameters (2000, P) that show an estimator their mean and sd."""
+    with seeded(0):
+        return simulator.prior.sample((2000,)).float()
