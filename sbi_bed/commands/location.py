@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace) -> None:
     simulator = LocationFinding(num_sources=1)
     print(f"Find a hidden source in {HORIZON} readings, each placed where the ones before suggest.\n")
     with seeded(options.seed):
-        policy = DAD(simulator, HORIZON).train(3000, 256, 255, 1e-3)
+        policy = DAD(simulator, HORIZON).train(800, 256, 255, 2e-3)
         static = DAD(simulator, HORIZON, StaticPolicy(simulator, HORIZON)).train(400, 256, 255, 2e-2)
         rows = [
             _gain_row(name, expected_information_gain(simulator, p, HORIZON, NUM_ROLLOUTS, NUM_CONTRASTIVE))

@@ -1,4 +1,7 @@
-"""Causal transformer over the trials, for outcomes that depend on their order (learning, fatigue, drift).
+"""Causal transformer over the trials: the default, and needed where outcomes depend on their order.
+
+Attention can compare single trials, which a sum of encodings cannot: on source location it reaches gains one to two
+nats above `DeepSetsPolicy` in the same time.
 
 Keys and values of earlier trials are cached: one trial costs one token, in rollouts and in life.
 """
@@ -39,7 +42,7 @@ class TransformerPolicy(Policy):
     """
 
     def __init__(
-        self, simulator: DesignSimulator, horizon: int, width: int = 64, num_layers: int = 2, num_heads: int = 4
+        self, simulator: DesignSimulator, horizon: int, width: int = 64, num_layers: int = 1, num_heads: int = 4
     ):
         horizon = check_count(horizon, "horizon")
         super().__init__(simulator, horizon=horizon, width=width, num_layers=num_layers, num_heads=num_heads)

@@ -1,12 +1,16 @@
 """Refinement in mid-experiment: it helps where it should, is undone where it does not, and survives a crash."""
 
+import math
+
 import pytest
 import torch
-from models import LinearGaussian
+from models import LinearGaussian, RandomWalk
 
 from sbi_bed.inference import DAD, StepDAD, refine_policy
+from sbi_bed.inference.posteriors.hidden_state import replay_state
+from sbi_bed.objectives import InfoNCE
 from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, StaticPolicy
-from sbi_bed.simulators import LocationFinding, rollout
+from sbi_bed.simulators import DesignSimulator, LocationFinding, rollout
 from sbi_bed.utils import pack_history
 
 QUICK = {
@@ -118,3 +122,102 @@ def test_only_policies_with_weights_can_be_refined(location):
     simulator, _, _ = location
     with pytest.raises(TypeError, match="weights"):
         StepDAD(RandomPolicy(simulator), simulator, 4, (1,))
+
+
+class ExactPosterior:
+    """p(θ | h) of the linear-Gaussian experiment with σ = .5, under the interface of an sbi posterior."""
+
+    def sample(self, sample_shape, x, show_progress_bars=False):
+        designs, outcomes = x[0, :, :-2], x[0, :, -2:-1]  # padding is 0 and says nothing
+        precision = torch.eye(designs.shape[-1]) + designs.T @ designs / 0.25
+        covariance = precision.inverse()
+        mean = covariance @ (designs.T @ outcomes).squeeze(-1) / 0.25
+        return torch.distributions.MultivariateNormal(mean, covariance).sample(sample_shape)
+
+
+def implicit(dim):
+    model = LinearGaussian(dim)
+    return model, DesignSimulator(model.prior, model.simulate, model.design_space, reparameterized=True)
+
+
+def test_without_a_likelihood_a_trained_posterior_and_a_critic_refine():
+    """After ξ_1 along x, a second design along x as well is mended to one along y."""
+    model, simulator = implicit(2)
+    policy = StaticPolicy(simulator, 2)
+    policy.free.data[:] = torch.tensor([[3.0, 0.0], [3.0, 0.3]])
+    history = pack_history(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.4]]))
+    torch.manual_seed(0)
+    bound = InfoNCE(simulator, 32, 64)
+    DAD(simulator, 2, policy.requires_grad_(False), bound=bound, show_progress_bars=False).train(150, 128, seed=0)
+    policy.requires_grad_(True)
+    weights = [p.clone() for p in bound.parameters()]
+    settings = {**QUICK, "num_steps": 250, "batch_size": 256, "learning_rate": 2e-2, "num_particles": 4000}
+    step = refine_policy(policy, simulator, 2, history, sample_with=ExactPosterior(), bound=bound, seed=1, **settings)
+    assert step.accepted and all(torch.equal(a, b) for a, b in zip(weights, bound.parameters(), strict=True))
+    exact = [float(model.gain_of(torch.stack([history[0, :2], p(history).detach()]))) for p in (policy, step.policy)]
+    best = math.log(1 + 1 / 0.25)  # two designs at right angles, each of length 1 or less
+    assert exact[0] < 0.7 * best and exact[1] > 0.95 * best
+
+
+def test_a_live_run_without_a_likelihood(tmp_path):
+    _, simulator = implicit(1)
+    policy, journal = DeepSetsPolicy(simulator, 16, 8), tmp_path / "run.jsonl"
+    given = {"posterior": ExactPosterior(), "bound": InfoNCE(simulator, 8, 16)}
+    experiment = StepDAD(policy, simulator, 3, (1,), journal, refinement={**QUICK, "num_steps": 5}, seed=5, **given)
+    experiment.next_design()
+    experiment.record([0.3])
+    second = experiment.next_design()
+    assert len(experiment.refinements) == 1
+    experiment.close()
+    with pytest.raises(ValueError, match="posterior=, a trained sbi posterior"):
+        StepDAD.load(journal, simulator)
+    again = StepDAD.load(journal, simulator, **given)
+    assert again.next_design().equal(second)
+    again.close()
+
+
+def test_a_hidden_state_is_replayed_along_the_history():
+    """Of each theta's runs the one that came closest to the walk that was seen goes on from where that was."""
+    simulator = RandomWalk()
+    torch.manual_seed(0)
+    theta = simulator.prior.sample((200,))
+    designs, outcomes = rollout(simulator, lambda h: torch.ones(*h.shape[:-2], 1), theta[:1], 2)
+    history = pack_history(designs[0], outcomes[0], 4)
+    state = replay_state(simulator, theta, history, num_replays=64)
+    fresh = simulator.start(theta)
+    assert state.shape == fresh.shape
+    following = simulator.step(theta, torch.ones(200, 1), state)[0]
+    unguided = simulator.step(theta, torch.ones(200, 1), replay_state(simulator, theta, history, num_replays=1))[0]
+    gap, wide = ((x - outcomes[0, -1]).abs().median() for x in (following, unguided))
+    assert gap < 0.8 * wide
+    with pytest.raises(ValueError, match="no hidden state"):
+        replay_state(LinearGaussian(), theta, history)
+
+
+@pytest.mark.parametrize("budget", [1e-3, 1.0, 2.0])
+def test_a_refinement_keeps_its_budget(location, budget):
+    simulator, policy, history = location
+    settings = {name: value for name, value in QUICK.items() if name != "num_steps"}
+    refine_policy(policy, simulator, 4, history, seed=1, **{**settings, "num_steps": 1})  # imports and caches
+    step = refine_policy(policy, simulator, 4, history, seed=1, max_seconds=budget, **settings)
+    if budget < 0.1:
+        assert not step.accepted and step.num_steps == 0 and step.policy is policy
+    else:
+        assert step.num_steps > 5 and step.seconds < 1.15 * budget
+    with pytest.raises(ValueError, match="max_seconds must be positive"):
+        refine_policy(policy, simulator, 4, history, max_seconds=0.0)
+
+
+def test_a_live_run_has_a_budget_too(location, tmp_path):
+    simulator, policy, _ = location
+    quick = {name: value for name, value in QUICK.items() if name != "num_steps"}
+    experiment = StepDAD(
+        policy, simulator, 4, (1,), tmp_path / "run.jsonl", refine_seconds=1.0, refinement=quick, seed=5
+    )
+    experiment.next_design()
+    experiment.record([2.0])
+    experiment.close()
+    again = StepDAD.load(tmp_path / "run.jsonl", simulator)
+    again.next_design()
+    assert again.refine_seconds == 1.0 and again.refinements[0].seconds < 1.15
+    again.close()

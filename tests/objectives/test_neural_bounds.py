@@ -14,8 +14,8 @@ from sbi_bed.simulators import DesignSimulator, DesignSpace, PolicySimulator
 
 HORIZON = 2
 BUILD = {
-    "InfoNCE": lambda s: InfoNCE(s, 16, 32),
-    "NWJ": lambda s: NWJ(s, 16, 32),
+    "InfoNCE": lambda s: InfoNCE(s, 32, 64),
+    "NWJ": lambda s: NWJ(s, 32, 64),
     "PosteriorBound": lambda s: PosteriorBound(s, HORIZON, num_components=2),
     "LikelihoodBound": lambda s: LikelihoodBound(s, num_components=1, num_contrastive=127),
     "RatioBound": lambda s: RatioBound(s, num_contrastive=127),

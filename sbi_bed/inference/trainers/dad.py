@@ -25,8 +25,8 @@ from ...objectives.losses import Baseline, pathwise_loss, score_function_loss
 from ...objectives.proposals import LocalProposal
 from ...policies.base import Policy
 from ...policies.bounded_gradients import BoundedGradients
-from ...policies.deep_sets import DeepSetsPolicy
 from ...policies.static import StaticPolicy
+from ...policies.transformer import TransformerPolicy
 from ...simulators.base import DesignSimulator
 from ...simulators.rollout import Rollout, rollout
 from ...utils.checks import check_count
@@ -51,7 +51,7 @@ class DAD:
     Args:
         simulator: The experiment.
         horizon: Number T of trials.
-        policy: Policy to train, in place; if None a `DeepSetsPolicy`, built when training starts, under its seed.
+        policy: Policy to train, in place; if None a `TransformerPolicy`, built when training starts, under its seed.
         device: Where to train.
         tracker: An sbi `Tracker` for the bound, learning rate and gradient norm; nothing is written if None.
         show_progress_bars: Whether to show progress with the current bound.
@@ -106,7 +106,7 @@ class DAD:
                     "a bound with a net inside can be raised."
                 )
         self._build = policy is None, bound is None and not simulator.has_likelihood
-        self.policy: Policy = (DeepSetsPolicy(simulator) if policy is None else policy).to(self.device)
+        self.policy: Policy = (TransformerPolicy(simulator, self.horizon) if policy is None else policy).to(self.device)
         self.bound = InfoNCE(simulator).to(self.device) if self._build[1] else bound and bound.to(self.device)
         if not self._parameters():
             raise ValueError(f"{type(self.policy).__name__} has nothing to train.")
@@ -340,7 +340,7 @@ class DAD:
     def _build_nets(self) -> None:
         """Build what was left to us anew, under the seed."""
         if self._build[0]:
-            self.policy = DeepSetsPolicy(self.simulator).to(self.device)
+            self.policy = TransformerPolicy(self.simulator, self.horizon).to(self.device)
         if self._build[1]:
             self.bound = InfoNCE(self.simulator).to(self.device)
         self._build = False, False
