@@ -34,6 +34,7 @@ def expected_information_gain(
     num_particles: int = 1024,
     max_gap: float | None = None,
     max_contrastive: int = 10_000_000,
+    compile: bool = False,
     show_progress_bars: bool = False,
 ) -> InformationGain:
     """Lower and upper bound on the total expected information gain, from the same draws.
@@ -63,6 +64,8 @@ def expected_information_gain(
         num_particles: Particles that each history's proposal is fitted to.
         max_gap: Double L, keeping what was done, until upper − lower is at most this many nats.
         max_contrastive: Largest L that `max_gap` may lead to.
+        compile: With draws of the prior, whether to run them through `torch.compile`, which pays for large L; see
+            `log_sum_likelihood`.
         show_progress_bars: Whether to show progress.
 
     Returns:
@@ -110,14 +113,15 @@ def expected_information_gain(
     prior = simulator.prior if prior is None else prior
     if num_contrastive is None:
         num_contrastive = 100_000 if proposal is None else 10_000
-    settings = {
+    settings: dict[str, Any] = {
         "history": history,
         "max_gap": max_gap,
         "max_contrastive": max_contrastive,
         "show_progress_bars": show_progress_bars,
     }
     if proposal is None:
-        estimate, settings["sample_theta"] = estimate_bounds, sampler_of(prior)
+        estimate = estimate_bounds
+        settings |= {"sample_theta": sampler_of(prior), "compile": compile}
     else:
         from .posterior_bounds import posterior_bounds  # brings sbi, which takes seconds
 

@@ -91,6 +91,7 @@ def estimate_bounds(
     history: Tensor | None = None,
     max_gap: float | None = None,
     max_contrastive: int = 10**7,
+    compile: bool = False,
     show_progress_bars: bool = False,
 ) -> InformationGain:
     """Both bounds for `num_trials` trials after an optional history; see `expected_information_gain` for the rest."""
@@ -100,7 +101,7 @@ def estimate_bounds(
     log_likelihood = log_likelihood_of_history(simulator, theta, designs, outcomes).sum(-1)
 
     def add(block: Tensor, size: int) -> Tensor:
-        return log_sum_likelihood(simulator, sample_contrastive(size), designs[block], outcomes[block])
+        return log_sum_likelihood(simulator, sample_contrastive(size), designs[block], outcomes[block], compile=compile)
 
     return accumulate_bounds(
         log_likelihood,

@@ -5,12 +5,15 @@ import math
 import pytest
 import torch
 from models import LinearGaussian, RandomWalk
+from sbi.inference import NPE
+from sbi.neural_nets import posterior_nn
 
 from sbi_bed.inference import DAD, StepDAD, refine_policy
 from sbi_bed.inference.posteriors.hidden_state import replay_state
+from sbi_bed.neural_nets import HistoryEmbedding
 from sbi_bed.objectives import InfoNCE
-from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, StaticPolicy
-from sbi_bed.simulators import DesignSimulator, LocationFinding, rollout
+from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, StaticPolicy, TransformerPolicy
+from sbi_bed.simulators import DesignSimulator, LocationFinding, StochasticEpidemic, rollout, simulate_histories
 from sbi_bed.utils import pack_history
 
 QUICK = {
@@ -221,3 +224,33 @@ def test_a_live_run_has_a_budget_too(location, tmp_path):
     again.next_design()
     assert again.refine_seconds == 1.0 and again.refinements[0].seconds < 1.15
     again.close()
+
+
+def test_an_epidemic_is_refined_with_npe():
+    """Counts on one path, no likelihood, increasing times: sbi's NPE is the posterior, and the path is replayed."""
+    simulator, horizon = StochasticEpidemic(time_step=1.0), 3
+    torch.manual_seed(0)
+    trainer = DAD(simulator, horizon, TransformerPolicy(simulator, horizon, 16), show_progress_bars=False)
+    policy = trainer.train(60, 128, learning_rate=3e-3, seed=0)
+    theta, x = simulate_histories(simulator, policy, horizon, 2000, min_trials=1, seed=0)
+    net = posterior_nn("mdn", embedding_net=HistoryEmbedding(simulator, 8, 16), z_score_x="none")
+    inference = NPE(simulator.prior, density_estimator=net, show_progress_bars=False)
+    inference.append_simulations(theta, x).train(max_num_epochs=5)
+    experiment = StepDAD(
+        policy,
+        simulator,
+        horizon,
+        (1, 2),
+        posterior=inference.build_posterior(),
+        bound=trainer.bound,
+        refinement={**QUICK, "num_steps": 10, "num_particles": 512},
+        seed=0,
+    )
+    truth = simulator.prior.mean
+    path = simulator.start(truth)
+    while not experiment.done:
+        outcome, path = simulator.step(truth, experiment.next_design(), path)
+        experiment.record(outcome)
+    assert len(experiment.refinements) == 2
+    times = experiment.designs[:, 0]
+    assert (times.diff() > 0).all() and times[-1] < 100
