@@ -27,7 +27,10 @@ __all__ = ["TransformerPolicy"]
 class _State(NamedTuple):
     summary: Tensor  # the newest token, (*batch, width)
     caches: tuple[tuple[Tensor, Tensor], ...]
-    num_trials: int
+
+    @property
+    def num_trials(self) -> int:
+        return self.caches[0][0].shape[-2] - 1  # the start token is no trial
 
 
 class TransformerPolicy(Policy):
@@ -56,22 +59,22 @@ class TransformerPolicy(Policy):
 
     def initial_state(self, batch_shape: Sequence[int] = ()) -> _State:
         """State after the learned start token."""
-        return self._advance(self.start.expand(*batch_shape, 1, -1), (None,) * len(self.blocks), 0)
+        return self._advance(self.start.expand(*batch_shape, 1, -1), (None,) * len(self.blocks))
 
     def update(self, state: _State, design: Tensor, outcome: Tensor) -> _State:
         """Attend from one more trial to all before it."""
         if state.num_trials >= self.horizon:
             raise ValueError(f"this policy was built for {self.horizon} trials.")
         token = self.embed(self.features(design, outcome)) + self.position[state.num_trials]
-        return self._advance(token.unsqueeze(-2), state.caches, state.num_trials + 1)
+        return self._advance(token.unsqueeze(-2), state.caches)
 
     def propose(self, state: _State, space: DesignSpace | None = None) -> Tensor:
         """Next design (*batch, D)."""
         return (space or self.design_space).from_free(self.head(state.summary))
 
-    def _advance(self, tokens: Tensor, caches: tuple, num_trials: int) -> _State:
+    def _advance(self, tokens: Tensor, caches: tuple) -> _State:
         new_caches = []
         for block, cache in zip(self.blocks, caches, strict=True):
             tokens, cache = block(tokens, cache)
             new_caches.append(cache)
-        return _State(tokens[..., -1, :], tuple(new_caches), num_trials)
+        return _State(tokens[..., -1, :], tuple(new_caches))

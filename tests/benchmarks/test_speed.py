@@ -12,7 +12,7 @@ from report import report
 
 from sbi_bed.inference import AdaptiveExperiment
 from sbi_bed.objectives import log_sum_likelihood, pathwise_loss
-from sbi_bed.policies import DeepSetsPolicy, RandomPolicy
+from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, TransformerPolicy
 from sbi_bed.simulators import DesignSimulator, HyperbolicDiscounting, LocationFinding, rollout
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1200)]
@@ -130,7 +130,7 @@ def test_likelihoods_per_second_of_an_evaluation():
 
 def test_the_next_design_comes_within_two_milliseconds():
     simulator = HyperbolicDiscounting()
-    experiment = AdaptiveExperiment(DeepSetsPolicy(simulator), simulator, horizon=20, seed=0)
+    experiment = AdaptiveExperiment(TransformerPolicy(simulator, 20), simulator, horizon=20, seed=0)
     times = []
     for _ in range(20):
         times.append(_seconds(experiment.next_design))

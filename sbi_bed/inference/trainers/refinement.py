@@ -34,7 +34,7 @@ from ..posteriors.hidden_state import replay_state
 from ..posteriors.likelihood_posterior import likelihood_posterior
 from .dad import DAD
 
-__all__ = ["Refinement", "refine_policy"]
+__all__ = ["Judge", "Refinement", "posterior_draws", "refine_policy"]
 
 _NO_END = 10**7  # steps, where time is what counts
 
@@ -62,6 +62,24 @@ class Refinement:
     effective_sample_size: float
     num_steps: int
     seconds: float
+
+    @classmethod
+    def judged(
+        cls,
+        policy: Policy,
+        refined: Policy,
+        before: Tensor,
+        after: Tensor,
+        effective_sample_size: float,
+        num_steps: int,
+        seconds: float,
+    ) -> Refinement:
+        """Keep the refined policy if its held-out gains are better by more than their standard error."""
+        difference = after - before
+        stderr = float(difference.std() / math.sqrt(len(difference)))
+        accepted = float(difference.mean()) > stderr
+        kept, gains = refined if accepted else policy, (float(before.mean()), float(after.mean()))
+        return cls(kept, accepted, *gains, stderr, effective_sample_size, num_steps, seconds)
 
 
 def refine_policy(
@@ -114,7 +132,7 @@ def refine_policy(
     if num_steps is None:
         num_steps = 300 if max_seconds is None else _NO_END
     with seeded(seed):
-        draws, effective_sample_size = _posterior_draws(simulator, history, horizon, sample_with, num_particles)
+        draws, effective_sample_size = posterior_draws(simulator, history, horizon, sample_with, num_particles)
         state = replay_state(simulator, draws, history) if simulator.has_state else None
         trainer = DAD(
             simulator,
@@ -126,9 +144,9 @@ def refine_policy(
             bound=copy.deepcopy(bound),
             state=state,
         )
-        judge = _Judge(simulator, trainer, draws, state, num_held_out)
+        judge = Judge(simulator, trainer.num_trials, trainer.history, draws, state, num_held_out)
         start = time.perf_counter()
-        before = judge.gains(policy, bound)
+        before = judge.gains(policy, trainer.bound if bound is None else bound)
         judging = time.perf_counter() - start
         remaining = None
         if max_seconds is not None:
@@ -142,22 +160,11 @@ def refine_policy(
         if trainer.bound is not None:
             again = judge.gains(policy, trainer.bound)
             before = before if before.mean() > again.mean() else again
-    difference = after - before
-    stderr = float(difference.std() / math.sqrt(len(difference)))
-    accepted = float(difference.mean()) > stderr
-    return Refinement(
-        refined if accepted else policy,
-        accepted,
-        float(before.mean()),
-        float(after.mean()),
-        stderr,
-        effective_sample_size,
-        trainer.num_steps,
-        time.perf_counter() - begin,
-    )
+    seconds = time.perf_counter() - begin
+    return Refinement.judged(policy, refined, before, after, effective_sample_size, trainer.num_steps, seconds)
 
 
-def _posterior_draws(
+def posterior_draws(
     simulator: DesignSimulator, history: Tensor, horizon: int, sample_with: Any, num: int
 ) -> tuple[Tensor, float]:
     """Draws (N, P) of p(θ | history), and how many independent ones they are worth."""
@@ -174,40 +181,36 @@ def _posterior_draws(
     return sample_with.sample((num,), x=x.unsqueeze(0), show_progress_bars=False), float(num)
 
 
-class _Judge:
+class Judge:
     """The gain of the remaining trials on held-out draws; all policies see the same random numbers."""
 
     def __init__(
-        self, simulator: DesignSimulator, trainer: DAD, draws: Tensor, state: Tensor | None, num_held_out: int
+        self,
+        simulator: DesignSimulator,
+        num_trials: int,
+        history: Tensor | None,
+        draws: Tensor,
+        state: Tensor | None,
+        num_held_out: int,
     ):
-        self.simulator, self.trainer, self.num = simulator, trainer, num_held_out
-        self.draws, self.state = draws, state
+        self.simulator, self.num_trials, self.history = simulator, num_trials, history
+        self.draws, self.state, self.num = draws, state, num_held_out
         self.seed = int(torch.randint(2**31, ()))
 
     @torch.no_grad()
-    def gains(self, policy: Policy, bound: NeuralBound | None) -> Tensor:
-        """Lower bound of each of the held-out continuations, (num_held_out,)."""
-        trainer = self.trainer
+    def gains(self, policy: Policy, bound: NeuralBound | None = None) -> Tensor:
+        """Lower bound of each of the held-out continuations, (num_held_out,): contrastive, or by a net."""
         with seeded(self.seed):
-            if trainer.bound is None:
+            if bound is None:
                 sample = sampler_of(self.draws)
-                gain = estimate_bounds(
-                    self.simulator,
-                    policy,
-                    trainer.num_trials,
-                    self.num,
-                    self.num,
-                    sample_theta=sample,
-                    history=trainer.history,
-                )
-                return gain.lower_samples
+                settings: Any = {"sample_theta": sample, "history": self.history}
+                return estimate_bounds(
+                    self.simulator, policy, self.num_trials, self.num, self.num, **settings
+                ).lower_samples
             index = torch.randint(len(self.draws), (self.num,))
             state = None if self.state is None else self.state[index]
-            trials = rollout(
-                self.simulator, policy, self.draws[index], trainer.num_trials, trainer.history, state=state
-            )
+            trials = rollout(self.simulator, policy, self.draws[index], self.num_trials, self.history, state=state)
             x = pack_history(*trials)
-            if trainer.history is not None:
-                x = torch.cat([trainer.history.expand(len(x), -1, -1), x], dim=-2)
-            net = trainer.bound if bound is None else bound
-            return net.eval()(self.draws[index], x)
+            if self.history is not None:
+                x = torch.cat([self.history.expand(len(x), -1, -1), x], dim=-2)
+            return bound.eval()(self.draws[index], x)
