@@ -163,7 +163,7 @@ class DAD:
                 gains well above log L; see `sbi_bed.objectives.proposals`.
             max_design_gradient: Largest norm of the gradient that one history sends into one design; see
                 `sbi_bed.policies.bounded_gradients`. Infinity for none.
-            max_grad_norm: Gradients are scaled down to this norm.
+            max_grad_norm: Gradients of the policy, and of a net inside the bound, are scaled down to this norm.
             compile: Whether to run the bound through `torch.compile`; see `log_sum_likelihood`.
             num_shards: Parts that each batch is simulated in: one after the other, or side by side in the processes that
                 `torchrun` starts. One for each process if None.
@@ -257,6 +257,7 @@ class DAD:
         if settings.max_design_gradient < float("inf"):
             policy = BoundedGradients(policy, simulator.design_space, settings.max_design_gradient)
         size, parameters = settings.batch_size // shards.num_shards, self._parameters()
+        nets = list(self._nets().values())
         sample = self._sampler()
 
         def step_of(step: int, rate: float) -> tuple[Tensor, Tensor]:
@@ -269,7 +270,9 @@ class DAD:
                 (loss / shards.num_shards).backward()
                 bounds += terms.mean() / shards.num_shards
             shards.sum([bounds, *(p.grad for p in parameters if p.grad is not None)])
-            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+            # Each net by itself: the gradients of a critic are many times those of a policy.
+            norms = [torch.nn.utils.clip_grad_norm_(net.parameters(), settings.max_grad_norm) for net in nets]
+            norm = torch.stack(norms).norm()
             # On a GPU the question would wait for the device: it is asked when the bound is reported.
             if (self.device.type == "cpu" or step % 20 == 19) and not torch.isfinite(norm):
                 raise ValueError(
