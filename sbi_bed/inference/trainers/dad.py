@@ -230,11 +230,11 @@ class DAD:
                 if checkpoint is not None and first and ((step + 1) % checkpoint_every == 0 or last):
                     write_checkpoint(checkpoint, description, self._nets(), optimizer, step + 1, self.bounds)
             if isinstance(self.policy, StaticPolicy) and self.policy.num_starts > 1:
-                self._keep_best_start(self.policy, settings)
+                self._keep_best_start(self.policy, settings, shards)
         return self.policy.eval()
 
     @torch.no_grad()
-    def _keep_best_start(self, policy: StaticPolicy, settings: TrainingSettings) -> None:
+    def _keep_best_start(self, policy: StaticPolicy, settings: TrainingSettings, shards: Shards) -> None:
         """Leave the list of designs whose bound is highest, on at least 1,024 new histories of each."""
         objective, _ = self._objective(settings)
         sample, total = self._sampler(), torch.zeros(policy.num_starts, device=self.device)
@@ -243,6 +243,7 @@ class DAD:
             theta, state = sample(per_batch * policy.num_starts)
             trials = rollout(self.simulator, policy, theta, self.num_trials, self.history, state=state)
             total += objective(theta, trials)[1].unflatten(0, (per_batch, policy.num_starts)).mean(0)
+        shards.sum([total])
         policy.keep_start(int(total.argmax()))
 
     # ---- one step
