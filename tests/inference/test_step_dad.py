@@ -159,7 +159,7 @@ def test_without_a_likelihood_a_trained_posterior_and_a_critic_refine():
     assert step.accepted and all(torch.equal(a, b) for a, b in zip(weights, bound.parameters(), strict=True))
     exact = [float(model.gain_of(torch.stack([history[0, :2], p(history).detach()]))) for p in (policy, step.policy)]
     best = math.log(1 + 1 / 0.25)  # two designs at right angles, each of length 1 or less
-    assert exact[0] < 0.7 * best and exact[1] > 0.95 * best
+    assert exact[0] < 0.7 * best and exact[1] > 0.9 * best
 
 
 def test_a_live_run_without_a_likelihood(tmp_path):

@@ -138,7 +138,7 @@ class DAD:
         gradient: Literal["auto", "pathwise", "score"] = "auto",
         baseline: Baseline = "prefix",
         proposal: Literal["prior", "local"] = "prior",
-        max_design_gradient: float = 1.0,
+        max_design_gradient: float | None = None,
         max_grad_norm: float = 1.0,
         compile: bool = False,
         num_shards: int | None = None,
@@ -162,7 +162,8 @@ class DAD:
             proposal: Where contrastive samples come from: "prior", or "local", half of them from near the truth, for
                 gains well above log L; see `sbi_bed.objectives.proposals`.
             max_design_gradient: Largest norm of the gradient that one history sends into one design; see
-                `sbi_bed.policies.bounded_gradients`. Infinity for none.
+                `sbi_bed.policies.bounded_gradients`. If None 1 with a likelihood; unbounded with a net inside the bound,
+                whose own smoothness bounds them.
             max_grad_norm: Gradients of the policy, and of a net inside the bound, are scaled down to this norm.
             compile: Whether to run the bound through `torch.compile`; see `log_sum_likelihood`.
             num_shards: Parts that each batch is simulated in: one after the other, or side by side in the processes that
@@ -255,8 +256,11 @@ class DAD:
         simulator, num_trials, history = self.simulator, self.num_trials, self.history
         objective, detach = self._objective(settings)
         policy: Any = self.policy
-        if settings.max_design_gradient < float("inf"):
-            policy = BoundedGradients(policy, simulator.design_space, settings.max_design_gradient)
+        largest = settings.max_design_gradient
+        if largest is None:
+            largest = 1.0 if self.bound is None else math.inf
+        if largest < math.inf:
+            policy = BoundedGradients(policy, simulator.design_space, largest)
         size, parameters = settings.batch_size // shards.num_shards, self._parameters()
         nets = list(self._nets().values())
         sample = self._sampler()

@@ -34,7 +34,7 @@ class TrainingSettings:
     gradient: str
     baseline: str
     proposal: str
-    max_design_gradient: float
+    max_design_gradient: float | None
     max_grad_norm: float
     compile: bool
     num_shards: int | None
