@@ -7,13 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..diagnostics import StepDADGain, expected_information_gain, step_dad_information_gain
 from ..inference import DAD, StepDAD
 from ..policies import RandomPolicy, StaticPolicy
 from ..simulators import LocationFinding
+from ..utils.parallel import one_thread
 from ..utils.seeding import seeded
 from .table import format_table
 
@@ -26,14 +26,8 @@ REFINEMENT = {"num_steps": 200, "batch_size": 256, "num_contrastive": 255}
 
 def run(options: argparse.Namespace) -> None:
     """Train, compare, run one experiment, infer; print two tables and write `location.png`."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # the work comes in pieces of a core's cache: on a busy machine threads wait for each other
-    try:
+    with one_thread():  # pieces of a core's cache: on a busy machine threads would wait for each other
         _run(options)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _run(options: argparse.Namespace) -> None:

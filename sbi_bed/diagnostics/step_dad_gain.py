@@ -25,7 +25,7 @@ from ..objectives.contrastive import log_likelihood_of_history, log_sum_likeliho
 from ..simulators.base import DesignSimulator
 from ..simulators.rollout import rollout
 from ..utils.checks import check_count
-from ..utils.history import empty_history, pack_history
+from ..utils.history import continue_history, empty_history
 from ..utils.parallel import run_seeded
 from ..utils.seeding import seeded
 from .information_gain import expected_information_gain
@@ -183,7 +183,7 @@ def _extend(simulator: DesignSimulator, policy: Any, truth: Tensor, history: Ten
     if num_trials == 0:
         return history
     trials = rollout(simulator, policy, truth, num_trials, history)
-    return torch.cat([history, pack_history(*trials)[0]])
+    return continue_history(history, *trials)[0]
 
 
 class _Reference:

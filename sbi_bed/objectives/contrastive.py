@@ -19,7 +19,8 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -129,12 +130,13 @@ class _StreamedLogSum(torch.autograd.Function):
         needed = tuple(ctx.needs_input_grad[:2])
         trials = (_trials_first(designs), _trials_first(outcomes))
         shape = (designs.shape[1], len(designs)) if stream.every_trial else (len(designs),)
-        top, total = designs.new_full(shape, -1e30), designs.new_zeros(shape)
         gradients = tuple(torch.zeros_like(tensor) for tensor, need in zip(trials, needed, strict=True) if need)
+        sums = _Sums(designs.new_full(shape, -1e30), designs.new_zeros(shape), gradients)
         differentiate = _compiled() if stream.compile else _differentiate
-        for chunk, log_weights in stream.chunks():
-            arguments = (stream.log_likelihood, chunk, log_weights, trials, needed, stream.every_trial)
-            top, total, gradients = differentiate(*arguments, top, total, gradients)
+        for theta, log_weights in stream.chunks():
+            chunk = _Chunk(stream.log_likelihood, theta, log_weights, trials, needed, stream.every_trial)
+            sums = differentiate(chunk, sums)
+        top, total, gradients = sums
         if gradients:
             final = (total[-1] if stream.every_trial else total).unsqueeze(-1)
             weight = torch.where(final > 0, 1.0 / final, 0.0)  # 0: no contrastive sample allows this history
@@ -150,97 +152,95 @@ class _StreamedLogSum(torch.autograd.Function):
         return (*(next(found) * scale if need else None for need in ctx.needs_input_grad[:2]), None)
 
 
-def _differentiate(
-    log_likelihood: Callable[[Tensor, Tensor, Tensor], Tensor],
-    chunk: Tensor,
-    log_weights: Tensor | None,
-    trials: tuple[Tensor, Tensor],
-    needed: tuple[bool, ...],
-    every_trial: bool,
-    top: Tensor,
-    total: Tensor,
-    gradients: tuple[Tensor, ...],
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Take one chunk (C, 1 or B, P) into the running maximum, sum (B,) or (T, B), and gradients (T, 1, B, F)."""
-    leaves = [tensor.detach().requires_grad_() for tensor, need in zip(trials, needed, strict=True) if need]
-    wanted = iter(leaves)
+class _Chunk(NamedTuple):
+    """Contrastive samples to be taken in, and what they are compared with."""
+
+    log_likelihood: Callable[[Tensor, Tensor, Tensor], Tensor]
+    theta: Tensor  # (C, 1 or B, P)
+    log_weights: Tensor | None  # (C, 1 or B)
+    trials: tuple[Tensor, Tensor]  # designs and outcomes (T, 1, B, F)
+    needed: tuple[bool, ...]  # which of them want gradients
+    every_trial: bool
+
+
+class _Sums(NamedTuple):
+    """What is kept of all chunks so far."""
+
+    top: Tensor  # running maximum, (B,) or (T, B)
+    total: Tensor  # running sum, relative to it
+    gradients: tuple[Tensor, ...]  # running gradients (T, 1, B, F)
+
+
+def _differentiate(chunk: _Chunk, sums: _Sums) -> _Sums:
+    """Take one chunk into the running maximum, sum and gradients."""
+    leaves = [t.detach().requires_grad_() for t, need in zip(chunk.trials, chunk.needed, strict=True) if need]
     with torch.set_grad_enabled(bool(leaves)):
-        inputs = [next(wanted) if need else tensor for tensor, need in zip(trials, needed, strict=True)]
-        by_trial = log_likelihood(chunk, *inputs)
+        by_trial = chunk.log_likelihood(chunk.theta, *_with_leaves(chunk, leaves))
         last = by_trial.sum(0)
-    top, total, weights, decay = _accumulate(by_trial.detach(), last.detach(), log_weights, every_trial, top, total)
+    top, total, weights, decay = _accumulate(by_trial.detach(), last.detach(), chunk, sums)
     if leaves:
         found = torch.autograd.grad(last, leaves, grad_outputs=weights, allow_unused=True)
-        for gradient, more in zip(gradients, found, strict=True):
+        for gradient, more in zip(sums.gradients, found, strict=True):
             gradient.mul_(decay.unsqueeze(-1))
             if more is not None:
                 gradient.add_(more)
-    return top, total, gradients
+    return _Sums(top, total, sums.gradients)
 
 
-def _differentiate_functionally(
-    log_likelihood: Callable[[Tensor, Tensor, Tensor], Tensor],
-    chunk: Tensor,
-    log_weights: Tensor | None,
-    trials: tuple[Tensor, Tensor],
-    needed: tuple[bool, ...],
-    every_trial: bool,
-    top: Tensor,
-    total: Tensor,
-    gradients: tuple[Tensor, ...],
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+def _differentiate_functionally(chunk: _Chunk, sums: _Sums) -> _Sums:
     """`_differentiate` in the form that `torch.compile` understands: nothing in place, no tape."""
 
     def of(*leaves: Tensor) -> tuple[Tensor, Tensor]:
-        given = iter(leaves)
-        by_trial = log_likelihood(chunk, *[next(given) if n else t for t, n in zip(trials, needed, strict=True)])
+        by_trial = chunk.log_likelihood(chunk.theta, *_with_leaves(chunk, leaves))
         return by_trial.sum(0), by_trial
 
-    leaves = [tensor for tensor, need in zip(trials, needed, strict=True) if need]
+    leaves = [tensor for tensor, need in zip(chunk.trials, chunk.needed, strict=True) if need]
     if not leaves:
         last, by_trial = of()
-        top, total, _, _ = _accumulate(by_trial, last, log_weights, every_trial, top, total)
-        return top, total, gradients
+        top, total, _, _ = _accumulate(by_trial, last, chunk, sums)
+        return _Sums(top, total, sums.gradients)
     last, vjp, by_trial = torch.func.vjp(of, *leaves, has_aux=True)  # pyright: ignore[reportAssignmentType]
-    top, total, weights, decay = _accumulate(by_trial, last, log_weights, every_trial, top, total)
+    top, total, weights, decay = _accumulate(by_trial, last, chunk, sums)
     decay = decay.unsqueeze(-1)
-    return top, total, tuple(g * decay + more for g, more in zip(gradients, vjp(weights), strict=True))
+    return _Sums(top, total, tuple(g * decay + more for g, more in zip(sums.gradients, vjp(weights), strict=True)))
 
 
-def _accumulate(
-    by_trial: Tensor, last: Tensor, log_weights: Tensor | None, every_trial: bool, top: Tensor, total: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _with_leaves(chunk: _Chunk, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Designs and outcomes, those that want gradients replaced by their leaves."""
+    given = iter(leaves)
+    return [next(given) if need else tensor for tensor, need in zip(chunk.trials, chunk.needed, strict=True)]
+
+
+def _accumulate(by_trial: Tensor, last: Tensor, chunk: _Chunk, sums: _Sums) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """New maximum and sum; the last row's weights (C, B) relative to that maximum, and how much earlier sums shrink."""
-    values = by_trial.cumsum(0) if every_trial else last
-    if log_weights is not None:
-        values = values + log_weights
-    new_top = torch.maximum(top, values.amax(-2))
-    decay, weights = torch.exp(top - new_top), torch.exp(values - new_top.unsqueeze(-2))
-    total = torch.addcmul(weights.sum(-2), total, decay)
-    return (new_top, total, weights[-1], decay[-1]) if every_trial else (new_top, total, weights, decay)
+    values = by_trial.cumsum(0) if chunk.every_trial else last
+    if chunk.log_weights is not None:
+        values = values + chunk.log_weights
+    top = torch.maximum(sums.top, values.amax(-2))
+    decay, weights = torch.exp(sums.top - top), torch.exp(values - top.unsqueeze(-2))
+    total = torch.addcmul(weights.sum(-2), sums.total, decay)
+    return (top, total, weights[-1], decay[-1]) if chunk.every_trial else (top, total, weights, decay)
 
 
 @functools.cache
 def _compiled() -> Callable[..., Any]:
     """`_differentiate_functionally` through `torch.compile`, or after a warning `_differentiate` where that fails."""
-    fused, failed = torch.compile(_differentiate_functionally, dynamic=False), set()
+    fused, failed = torch.compile(_differentiate_functionally, dynamic=False), weakref.WeakSet()
 
-    def differentiate(log_likelihood: Any, *arguments: Any) -> Any:
-        model = getattr(log_likelihood, "__self__", log_likelihood)
-        if id(model) not in failed:
-            try:
-                return fused(log_likelihood, *arguments)
-            except (
-                Exception
-            ) as err:  # of a compiler, of which there are many; an error of the likelihood comes again below
-                outcome = _differentiate(log_likelihood, *arguments)
-                failed.add(id(model))
-                reason = str(err).strip().splitlines()[0] if str(err).strip() else ""
-                warnings.warn(
-                    f"compile=True is ignored, torch.compile failed: {type(err).__name__}: {reason}", stacklevel=2
-                )
-                return outcome
-        return _differentiate(log_likelihood, *arguments)
+    def differentiate(chunk: _Chunk, sums: _Sums) -> _Sums:
+        model = getattr(chunk.log_likelihood, "__self__", chunk.log_likelihood)
+        if model in failed:
+            return _differentiate(chunk, sums)
+        try:
+            return fused(chunk, sums)
+        except Exception as err:  # of a compiler, of which there are many; an error of the likelihood comes again below
+            outcome = _differentiate(chunk, sums)
+            failed.add(model)
+            reason = str(err).strip().splitlines()[0] if str(err).strip() else ""
+            warnings.warn(
+                f"compile=True is ignored, torch.compile failed: {type(err).__name__}: {reason}", stacklevel=2
+            )
+            return outcome
 
     return differentiate
 

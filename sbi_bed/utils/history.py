@@ -14,7 +14,15 @@ from torch import Tensor
 
 from .checks import as_finite_tensor, check_count
 
-__all__ = ["append_trial", "check_history", "empty_history", "pack_history", "split_history", "unpack_history"]
+__all__ = [
+    "append_trial",
+    "check_history",
+    "continue_history",
+    "empty_history",
+    "pack_history",
+    "split_history",
+    "unpack_history",
+]
 
 
 def empty_history(design_dim: int, outcome_dim: int, batch_shape: Sequence[int] = ()) -> Tensor:
@@ -26,6 +34,21 @@ def append_trial(history: Tensor, design: Tensor, outcome: Tensor) -> Tensor:
     """Append one trial, design (..., D) and outcome (..., O), to an unpadded history (..., n, D + O + 1)."""
     trial = torch.cat([design, outcome, torch.ones_like(outcome[..., :1])], dim=-1)
     return torch.cat([history, trial.unsqueeze(-2)], dim=-2)
+
+
+def continue_history(history: Tensor | None, designs: Tensor, outcomes: Tensor) -> Tensor:
+    """Histories (B, n + m, D + O + 1) of a history (n, D + O + 1) common to all, if any, and then m trials of each.
+
+    Args:
+        history: Trials before, without padding.
+        designs: Shape (B, m, D).
+        outcomes: Shape (B, m, O).
+
+    Raises:
+        ValueError: If a value is not finite.
+    """
+    later = pack_history(designs, outcomes)
+    return later if history is None else torch.cat([history.expand(len(later), -1, -1), later], dim=-2)
 
 
 def pack_history(

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .checks import check_count
 from .seeding import seeded
 
-__all__ = ["run_seeded"]
+__all__ = ["one_thread", "run_seeded"]
 
 _GOLDEN = 0x9E3779B9
 
@@ -79,7 +79,7 @@ def run_seeded(
 
 
 def _run_job(function: Callable[[Any], Any], argument: Any, seed: int) -> Any:
-    with _turn, _in_job(), _one_thread(), seeded(seed):
+    with _turn, _in_job(), one_thread(), seeded(seed):
         return function(argument)
 
 
@@ -93,7 +93,7 @@ def _in_job() -> Iterator[None]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One thread of torch: workers do not crowd each other, and sums are taken in one order everywhere."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

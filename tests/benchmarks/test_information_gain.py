@@ -19,6 +19,7 @@ from sbi_bed.simulators import (
     Pharmacokinetics,
     StochasticEpidemic,
 )
+from sbi_bed.utils.parallel import one_thread
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 COMMAND = "pytest -m benchmark tests/benchmarks/test_information_gain.py"
@@ -26,11 +27,9 @@ LOCATION_TRAINING = {"num_steps": 3000, "batch_size": 512, "num_contrastive": 51
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def on_one_thread():
+    with one_thread():
+        yield
 
 
 def _trained(simulator, horizon, num_layers=1, **training):

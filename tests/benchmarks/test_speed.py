@@ -14,16 +14,15 @@ from sbi_bed.inference import AdaptiveExperiment
 from sbi_bed.objectives import log_sum_likelihood, pathwise_loss
 from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, TransformerPolicy
 from sbi_bed.simulators import DesignSimulator, HyperbolicDiscounting, LocationFinding, rollout
+from sbi_bed.utils.parallel import one_thread
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def on_one_thread():
+    with one_thread():
+        yield
 
 
 def _seconds(function):

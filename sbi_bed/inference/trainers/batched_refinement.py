@@ -8,7 +8,6 @@ itself, so that deployments do not see each other.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Sequence
 
@@ -26,6 +25,7 @@ from ...utils.checks import check_count
 from ...utils.history import check_history
 from ...utils.seeding import seeded
 from .refinement import Judge, Refinement, posterior_draws
+from .settings import cosine_decay
 
 __all__ = ["refine_policies"]
 
@@ -92,7 +92,7 @@ def refine_policies(
             loss.backward()
             _clip(list(stack.weights), len(histories), max_grad_norm)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / num_steps)))
+                group["lr"] = learning_rate * cosine_decay(step / num_steps)
             optimizer.step()
         results = []
         for refined, history, (own, size) in zip(stack.unstack(), histories, found, strict=True):

@@ -32,7 +32,7 @@ from ...simulators.rollout import Rollout, rollout
 from ...utils.checks import check_count
 from ...utils.device import to_device
 from ...utils.distributed import Shards
-from ...utils.history import check_history, pack_history
+from ...utils.history import check_history, continue_history
 from ...utils.seeding import seeded
 from .checkpoint import read_checkpoint, write_checkpoint
 from .settings import TrainingSettings
@@ -321,10 +321,7 @@ class DAD:
         """The loss of a bound with a net inside, which reads whole histories."""
 
         def objective(theta: Tensor, trials: Rollout) -> tuple[Tensor, Tensor]:
-            x = pack_history(*trials)
-            if self.history is not None:
-                x = torch.cat([self.history.expand(len(x), -1, -1), x], dim=-2)
-            return bound.loss(theta, x)
+            return bound.loss(theta, continue_history(self.history, *trials))
 
         return objective
 

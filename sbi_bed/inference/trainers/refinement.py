@@ -28,7 +28,7 @@ from ...policies.base import Policy
 from ...simulators.base import DesignSimulator
 from ...simulators.rollout import rollout
 from ...utils.checks import check_count
-from ...utils.history import check_history, pack_history
+from ...utils.history import check_history, continue_history
 from ...utils.seeding import seeded
 from ..posteriors.hidden_state import replay_state
 from ..posteriors.likelihood_posterior import likelihood_posterior
@@ -152,9 +152,8 @@ def refine_policy(
         if max_seconds is not None:
             remaining = max_seconds - (time.perf_counter() - begin) - 1.5 * judging * (1 if bound is None else 2)
         if remaining is not None and remaining <= 0:
-            gain = float(before.mean())
             seconds = time.perf_counter() - begin
-            return Refinement(policy, False, gain, gain, 0.0, effective_sample_size, 0, seconds)
+            return Refinement.judged(policy, policy, before, before, effective_sample_size, 0, seconds)
         refined = trainer.train(num_steps, batch_size, num_contrastive, learning_rate, max_seconds=remaining)
         after = judge.gains(refined, trainer.bound)
         if trainer.bound is not None:
@@ -210,7 +209,4 @@ class Judge:
             index = torch.randint(len(self.draws), (self.num,))
             state = None if self.state is None else self.state[index]
             trials = rollout(self.simulator, policy, self.draws[index], self.num_trials, self.history, state=state)
-            x = pack_history(*trials)
-            if self.history is not None:
-                x = torch.cat([self.history.expand(len(x), -1, -1), x], dim=-2)
-            return bound.eval()(self.draws[index], x)
+            return bound.eval()(self.draws[index], continue_history(self.history, *trials))

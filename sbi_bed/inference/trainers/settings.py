@@ -9,13 +9,18 @@ from typing import Any
 
 from ...utils.checks import check_count
 
-__all__ = ["TrainingSettings"]
+__all__ = ["TrainingSettings", "cosine_decay"]
 
 _CHOICES = {
     "gradient": ("auto", "pathwise", "score"),
     "baseline": ("prefix", "mean", "none"),
     "proposal": ("prior", "local"),
 }
+
+
+def cosine_decay(done: float, final: float = 0.01) -> float:
+    """Share of the first learning rate when a share `done` of the training is behind: along a cosine, to `final`."""
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,7 @@ class TrainingSettings:
 
     def learning_rate_at(self, done: float) -> float:
         """Learning rate when a share `done` of the training is behind: along a cosine, to the final one."""
-        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return self.learning_rate * (self.final_learning_rate + (1 - self.final_learning_rate) * fall)
+        return self.learning_rate * cosine_decay(done, self.final_learning_rate)
 
     def as_plain_data(self) -> dict[str, Any]:
         """Name -> number, string, boolean or None."""
