@@ -29,6 +29,7 @@ def expected_information_gain(
     *,
     prior: Any = None,
     history: Tensor | None = None,
+    truth: DesignSimulator | None = None,
     bound: NeuralBound | None = None,
     proposal: Literal["posterior"] | None = None,
     num_particles: int = 1024,
@@ -57,6 +58,9 @@ def expected_information_gain(
         prior: Where θ is drawn from, if not the simulator's prior: a distribution, or draws (N, P).
         history: Trials already done, (n, D + O + 1); the gain is that of the T − n that remain, and `prior` should then
             be the posterior.
+        truth: What the experiments really follow, if not the simulator, which is then the model that is judged: the
+            result is what its posterior learns about the θ_0 behind the outcomes, E[log p(θ_0 | h) − log p(θ_0)]. It can be
+            negative. Both numbers are then estimates that meet as L grows, the upper one still from above.
         bound: A trained bound with a net inside. A critic is contrasted with all rollouts at once, so that InfoNCE cannot
             exceed the log of their number. The upper bound is then infinite.
         proposal: Where contrastive samples come from: None, the prior; "posterior", a proposal fitted to each history. The
@@ -86,8 +90,8 @@ def expected_information_gain(
         True
     """
     if bound is not None:
-        if not (prior is None and history is None and proposal is None and max_gap is None):
-            raise ValueError("a bound with a net inside takes no prior, history, proposal or max_gap of its own.")
+        if not (prior is None and history is None and truth is None and proposal is None and max_gap is None):
+            raise ValueError("a bound with a net inside takes no prior, history, truth, proposal or max_gap of its own.")
         num_rollouts = check_count(num_rollouts, "num_rollouts", 2)
         with seeded(seed):
             return _neural_gain(simulator, policy, check_count(horizon, "horizon"), num_rollouts, bound)
@@ -115,6 +119,7 @@ def expected_information_gain(
         num_contrastive = 100_000 if proposal is None else 10_000
     settings: dict[str, Any] = {
         "history": history,
+        "truth": truth,
         "max_gap": max_gap,
         "max_contrastive": max_contrastive,
         "show_progress_bars": show_progress_bars,

@@ -47,13 +47,14 @@ def posterior_bounds(
     prior: Distribution,
     num_particles: int = 1024,
     history: Tensor | None = None,
+    truth: DesignSimulator | None = None,
     max_gap: float | None = None,
     max_contrastive: int = 10**7,
     show_progress_bars: bool = False,
 ) -> InformationGain:
     """Both bounds for `num_trials` trials after an optional history; see `expected_information_gain` for the rest."""
     theta = prior.sample((num_rollouts,))
-    designs, outcomes = rollout(simulator, policy, theta, num_trials, history)
+    designs, outcomes = rollout(truth or simulator, policy, theta, num_trials, history)
     log_likelihood = log_likelihood_of_history(simulator, theta, designs, outcomes).sum(-1)
     proposals = _proposals(simulator, prior, designs, outcomes, num_particles, show_progress_bars)
     own = torch.cat([q.log_weight(t) for q, t in zip(proposals, theta.split(1), strict=True)])

@@ -5,21 +5,25 @@ The gain of an experiment splits at the refinements τ_1 < … < τ_K (arXiv 250
     I_{1→T} = I_{1→τ_1}(π_0) + E[I^{h_{τ_1}}_{τ_1+1→τ_2}(π_1)] + … + E[I^{h_{τ_K}}_{τ_K+1→T}(π_K)].
 
 The first term is common to both. Each later one is estimated given h_τ, refined and unrefined with the same random
-numbers, and judged by a reference posterior that neither policy was fitted to: `num_reference` fresh draws of the prior,
-weighted by the likelihood of h_τ. One half of them supplies θ_0, the other the marginal likelihood.
+numbers, and judged by a reference posterior that neither policy was fitted to: fresh draws of the prior, weighted by the
+likelihood of h_τ, or fresh particles. One half of them supplies θ_0, the other the marginal likelihood.
+
+Where the experiments do not follow the model (`truth`), the gain is what the model's posterior learns about the θ_0 that
+they were simulated from, E[log p(θ_0 | h_T) − log p(θ_0)], h_T by the truth and p by the model.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..inference.trainers.refinement import refine_policy
+from ..inference.trainers.refinement import posterior_draws, refine_policy
 from ..objectives.bounds import InformationGain
 from ..objectives.contrastive import log_likelihood_of_history, log_sum_likelihood
 from ..simulators.base import DesignSimulator
@@ -89,7 +93,9 @@ def step_dad_information_gain(
     refine_after: tuple[int, ...] = (6,),
     num_experiments: int = 32,
     *,
-    num_reference: int = 1_000_000,
+    truth: DesignSimulator | None = None,
+    reference: Literal["prior", "posterior"] = "prior",
+    num_reference: int | None = None,
     num_rollouts: int = 1024,
     num_shared_rollouts: int = 1000,
     seed: int | None = None,
@@ -105,7 +111,12 @@ def step_dad_information_gain(
         horizon: Number T of trials.
         refine_after: Trials after which the policy is refined, increasing, in [0, T).
         num_experiments: Simulated deployments.
-        num_reference: Prior draws behind the reference posterior of each.
+        truth: What the experiments really follow, if not the simulator, which is then the model with which the policy is
+            refined and judged; it has the simulator's designs, outcomes and parameters, and need not have a likelihood.
+        reference: Where the reference posterior of each comes from: weighted draws of the "prior", or, where the trials
+            before the refinement tell so much that few of those are left (see `reference_sizes`), the "posterior" that
+            sequential Monte Carlo carries there.
+        num_reference: Draws behind the reference posterior of each; 1,000,000 of the prior or 16,384 particles if None.
         num_rollouts: Continuations that estimate each remaining gain.
         num_shared_rollouts: Rollouts behind the shared part.
         seed: Seed; the global generator if None. Each deployment has its own, so that workers change no figure.
@@ -114,13 +125,18 @@ def step_dad_information_gain(
         show_progress_bars: Whether to show progress.
 
     Raises:
-        ValueError: If `refine_after` is empty, not increasing or outside [0, T).
+        ValueError: If `refine_after` is empty, not increasing or outside [0, T), or `reference` is neither.
     """
     num_trials, stages = check_count(horizon, "horizon"), tuple(refine_after)
     if not stages or list(stages) != sorted(set(stages)) or stages[0] < 0 or stages[-1] >= num_trials:
         raise ValueError(f"refine_after must increase within [0, {horizon}), got {refine_after}.")
+    if reference not in ("prior", "posterior"):
+        raise ValueError(f'reference must be "prior" or "posterior", got {reference!r}.')
+    if num_reference is None:
+        num_reference = 1_000_000 if reference == "prior" else 16_384
+    judge = partial(_Reference, simulator, truth, reference, check_count(num_reference, "num_reference", 4), num_rollouts)
     quiet = {"show_progress_bars": False, **(refinement or {})}  # there is a bar for all deployments
-    deploy = partial(_one_experiment, policy, simulator, num_trials, stages, num_reference, num_rollouts, quiet)
+    deploy = partial(_one_experiment, policy, simulator, truth or simulator, num_trials, stages, judge, quiet)
     with seeded(seed):
         results = run_seeded(
             deploy,
@@ -129,40 +145,42 @@ def step_dad_information_gain(
             description="deployments",
             show_progress_bars=show_progress_bars,
         )
-        shared = _shared_gain(policy, simulator, stages[0], num_shared_rollouts)
+        shared = _shared_gain(policy, simulator, truth, stages[0], num_shared_rollouts)
     rows, kept = zip(*results, strict=True)
     refined, unrefined, noise, sizes = torch.tensor(rows).unbind(-1)
     accepted = [one for each in kept for one in each]
     return StepDADGain(shared, refined, unrefined, noise, sum(accepted) / len(accepted), sizes)
 
 
-def _shared_gain(policy: Any, simulator: DesignSimulator, num_trials: int, num_rollouts: int) -> InformationGain:
+def _shared_gain(
+    policy: Any, simulator: DesignSimulator, truth: DesignSimulator | None, num_trials: int, num_rollouts: int
+) -> InformationGain:
     if num_trials == 0:
         zero = torch.zeros(1)
         return InformationGain(0.0, 0.0, 0.0, 0.0, 0, 0, zero, zero)
-    return expected_information_gain(simulator, policy, num_trials, num_rollouts)
+    return expected_information_gain(simulator, policy, num_trials, num_rollouts, truth=truth)
 
 
 @torch.no_grad()
 def _one_experiment(
     policy: Any,
     simulator: DesignSimulator,
+    truth: DesignSimulator,
     horizon: int,
     stages: tuple[int, ...],
-    num_reference: int,
-    num_rollouts: int,
+    reference_of: Callable[[Tensor, Tensor], _Reference],
     refinement: dict[str, Any],
     _: int,
 ) -> tuple[tuple[float, float, float, float], list[bool]]:
     """(refined gain, unrefined gain, noise of their difference, reference size) after the first stage; which were kept."""
-    truth = simulator.prior.sample((1,))
-    history = _extend(simulator, policy, truth, empty_history(simulator.design_dim, simulator.outcome_dim), stages[0])
-    reference = _Reference(simulator, history, num_reference, num_rollouts)
+    theta = simulator.prior.sample((1,))
+    history = _extend(truth, policy, theta, empty_history(simulator.design_dim, simulator.outcome_dim), stages[0])
+    reference = reference_of(history, theta)
     unrefined = reference.gain(policy, horizon - stages[0])
     current, kept, refined, size = policy, [], [], reference.effective_sample_size
     for stage, end in zip(stages, (*stages[1:], horizon), strict=True):
         if stage > stages[0]:
-            reference = _Reference(simulator, history, num_reference, num_rollouts)
+            reference = reference_of(history, theta)
         with torch.enable_grad():
             step = refine_policy(current, simulator, horizon, history, **refinement)
         current = step.policy
@@ -170,7 +188,8 @@ def _one_experiment(
         # A policy that was kept as it is has the very gain of its twin.
         same = not any(kept) and len(stages) == 1
         refined.append(unrefined if same else reference.gain(current, end - stage))
-        history = _extend(simulator, current, truth, history, end - stage)
+        history = _extend(truth, current, theta, history, end - stage)
+    num_rollouts = len(unrefined)
     if len(stages) == 1:
         noise = float((refined[0] - unrefined).std() / math.sqrt(num_rollouts))
     else:
@@ -178,44 +197,73 @@ def _one_experiment(
     return (sum(float(part.mean()) for part in refined), float(unrefined.mean()), noise, size), kept
 
 
-def _extend(simulator: DesignSimulator, policy: Any, truth: Tensor, history: Tensor, num_trials: int) -> Tensor:
+def _extend(simulator: DesignSimulator, policy: Any, theta: Tensor, history: Tensor, num_trials: int) -> Tensor:
     """The history after `num_trials` more trials of the one true theta (1, P)."""
     if num_trials == 0:
         return history
-    trials = rollout(simulator, policy, truth, num_trials, history)
+    trials = rollout(simulator, policy, theta, num_trials, history)
     return continue_history(history, *trials)[0]
 
 
 class _Reference:
-    """A large weighted sample of p(θ | h), and the gain of further trials under it, with common random numbers."""
+    """A large sample of p(θ | h), and the gain of further trials under it, with common random numbers."""
 
-    def __init__(self, simulator: DesignSimulator, history: Tensor, num_reference: int, num_rollouts: int):
-        self.simulator, self.history = simulator, history
-        theta = simulator.prior.sample((num_reference,))
-        log_weights = torch.zeros(num_reference)
-        if len(history):
-            designs, outcomes = history[:, : simulator.design_dim], history[:, simulator.design_dim : -1]
-            for part, chunk in zip(log_weights.split(50_000), theta.split(50_000), strict=True):
-                part += log_likelihood_of_history(simulator, chunk, designs, outcomes).sum(-1)
-        weights = (log_weights - log_weights.max()).exp()
-        self.effective_sample_size = float(weights.sum().square() / weights.square().sum())
-        half = num_reference // 2
-        self.theta = theta[:half][torch.multinomial(weights[:half], num_rollouts, replacement=True)]
-        # The lightest draws, a thousandth of the weight all together, are most of the draws: leave them out.
-        heaviest = weights[half:].argsort(descending=True)
-        share = weights[half:][heaviest].double().cumsum(0) / weights[half:].double().sum()
-        counted = heaviest[: int((share < 1 - 1e-3).sum()) + 1] + half
-        self.contrastive = theta[counted]
-        self.log_weights = log_weights[counted] - log_weights[half:].logsumexp(0)
+    def __init__(
+        self,
+        simulator: DesignSimulator,
+        truth: DesignSimulator | None,
+        kind: str,
+        num_reference: int,
+        num_rollouts: int,
+        history: Tensor,
+        theta: Tensor,
+    ):
+        self.simulator, self.truth, self.history = simulator, truth, history
+        if kind == "prior" or not len(history):
+            draws, self.contrastive, self.log_weights, size = _weighted_prior_draws(
+                simulator, history, num_reference, num_rollouts
+            )
+        else:
+            particles, size = posterior_draws(simulator, history, len(history), "smc", num_reference)
+            half = num_reference // 2
+            draws, self.contrastive = particles[torch.randint(half, (num_rollouts,))], particles[half:]
+            self.log_weights = torch.full((len(self.contrastive),), -math.log(len(self.contrastive)))
+        self.effective_sample_size = size
+        self.theta = draws if truth is None else theta.expand(num_rollouts, -1)
         self.seed = int(torch.randint(2**31, ()))
 
     def gain(self, policy: Any, num_trials: int) -> Tensor:
         """Gain of each continuation (num_rollouts,), nats."""
         with seeded(self.seed):
             trials = rollout(
-                self.simulator, policy, self.theta, num_trials, self.history if len(self.history) else None
+                self.truth or self.simulator,
+                policy,
+                self.theta,
+                num_trials,
+                self.history if len(self.history) else None,
             )
         log_likelihood = log_likelihood_of_history(self.simulator, self.theta, *trials).sum(-1)
         return log_likelihood - log_sum_likelihood(
             self.simulator, self.contrastive, *trials, log_weights=self.log_weights
         )
+
+
+def _weighted_prior_draws(
+    simulator: DesignSimulator, history: Tensor, num: int, num_rollouts: int
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Posterior draws (num_rollouts, P); others (N, P) with the logs of normalised weights (N,); how many all are worth."""
+    theta = simulator.prior.sample((num,))
+    log_weights = torch.zeros(num)
+    if len(history):
+        designs, outcomes = history[:, : simulator.design_dim], history[:, simulator.design_dim : -1]
+        for part, chunk in zip(log_weights.split(50_000), theta.split(50_000), strict=True):
+            part += log_likelihood_of_history(simulator, chunk, designs, outcomes).sum(-1)
+    weights = (log_weights - log_weights.max()).exp()
+    size = float(weights.sum().square() / weights.square().sum())
+    half = num // 2
+    draws = theta[:half][torch.multinomial(weights[:half], num_rollouts, replacement=True)]
+    # The lightest draws, a thousandth of the weight all together, are most of the draws: leave them out.
+    heaviest = weights[half:].argsort(descending=True)
+    share = weights[half:][heaviest].double().cumsum(0) / weights[half:].double().sum()
+    counted = heaviest[: int((share < 1 - 1e-3).sum()) + 1] + half
+    return draws, theta[counted], log_weights[counted] - log_weights[half:].logsumexp(0), size

@@ -89,6 +89,7 @@ def estimate_bounds(
     sample_theta: Callable[[int], Tensor],
     sample_contrastive: Callable[[int], Tensor] | None = None,
     history: Tensor | None = None,
+    truth: DesignSimulator | None = None,
     max_gap: float | None = None,
     max_contrastive: int = 10**7,
     compile: bool = False,
@@ -97,7 +98,7 @@ def estimate_bounds(
     """Both bounds for `num_trials` trials after an optional history; see `expected_information_gain` for the rest."""
     sample_contrastive = sample_theta if sample_contrastive is None else sample_contrastive
     theta = sample_theta(num_rollouts)
-    designs, outcomes = rollout(simulator, policy, theta, num_trials, history)
+    designs, outcomes = rollout(truth or simulator, policy, theta, num_trials, history)
     log_likelihood = log_likelihood_of_history(simulator, theta, designs, outcomes).sum(-1)
 
     def add(block: Tensor, size: int) -> Tensor:

@@ -67,6 +67,55 @@ def test_two_refinements_run_to_the_end():
     assert gain.refined > gain.unrefined - 4 * float(gain.noise_samples.mean())
 
 
+def test_particles_judge_as_weighted_prior_draws_do():
+    simulator = LinearGaussian(noise_sd=0.5)
+    policy = StaticPolicy(simulator, 2)
+    precision = 1 + float(policy.design_space.from_free(policy.free[0, :1]).detach()) ** 2 / 0.25
+    second = float(policy.design_space.from_free(policy.free[0, 1:]).detach())
+    settings = {"num_rollouts": 4000, "num_shared_rollouts": 100, "seed": 0, "show_progress_bars": False}
+    settings["refinement"] = {**REFINEMENT, "num_steps": 1, "learning_rate": 1e-12}
+    gain = step_dad_information_gain(policy, simulator, 2, (1,), 3, reference="posterior", **settings)
+    expected = half_log((precision + second**2 / 0.25) / precision)
+    assert (gain.unrefined_samples - expected).abs().max() < 0.06 and gain.reference_sizes.min() > 1000
+
+
+def test_a_truth_apart_from_the_model_is_judged_by_the_models_posterior():
+    """y = θ ξ + noise of sd 1, believed to be of sd ½: the closed form of E[log p(θ_0 | h) − log p(θ_0)] is negative."""
+    model, truth, policy = LinearGaussian(noise_sd=0.5), LinearGaussian(noise_sd=1.0), StaticPolicy(LinearGaussian(), 2)
+    with torch.no_grad():
+        policy.free.fill_(20.0)  # both designs at the upper end, 1
+
+    def closed_form(num_trials):  # posterior precision q = 1 + 4 n, mean 4 Σ y / q
+        q, n = 1 + 4 * num_trials, num_trials
+        error = (1 / q) ** 2 + (4 / q) ** 2 * n
+        return half_log(q) - 0.5 * q * error + 0.5
+
+    gain = step_dad_information_gain(
+        policy,
+        model,
+        2,
+        (1,),
+        64,
+        truth=truth,
+        num_reference=20_000,
+        num_rollouts=200,
+        num_shared_rollouts=4000,
+        seed=0,
+        refinement={**REFINEMENT, "num_steps": 1, "learning_rate": 1e-12},
+        show_progress_bars=False,
+    )
+    assert abs(gain.shared.lower - closed_form(1)) < 4 * gain.shared.lower_stderr
+    later = gain.unrefined_samples
+    assert abs(float(later.mean()) - (closed_form(2) - closed_form(1))) < 4 * float(later.std()) / 8
+    assert closed_form(1) < -0.3
+
+
+def test_the_reference_is_checked():
+    simulator = LocationFinding()
+    with pytest.raises(ValueError, match="reference"):
+        step_dad_information_gain(StaticPolicy(simulator, 3), simulator, 3, (1,), 1, reference="posteriori")
+
+
 def test_workers_change_no_figure():
     simulator = LinearGaussian(noise_sd=0.5)
     policy = StaticPolicy(simulator, 2)
