@@ -40,6 +40,10 @@ class NeuralBound(nn.Module):
         terms = self(theta, x)
         return -terms.mean(), terms.detach()
 
+    def fitting_loss(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Loss of the net alone, on histories as they are."""
+        return -self(theta, x).mean()
+
 
 class Standardize(nn.Module):
     """Parameters (..., P) centred and scaled by the prior's mean and sd (of 2,000 draws of a fixed seed)."""

@@ -8,14 +8,18 @@ for it (Klein et al. 2026, arXiv 2602.06900):
     NRE   E[ r(h, θ_0) − log 1/(L+1) Σ_{l=0..L} exp r(h, θ_l) ]             ≤ EIG,
 
 with θ_l from the prior: the parameters of other histories of the batch. The second, too, is a lower bound whatever q is,
-since any function of (h, θ) is a critic of InfoNCE; its q is fitted by maximum likelihood along the way. The estimators
-learn from the histories that the policy makes while it learns to make others.
+since any function of (h, θ) is a critic of InfoNCE; its q is fitted by maximum likelihood. The estimators learn from the
+histories that the policy makes while it learns to make others.
+
+A lower bound of this kind cannot exceed log(L + 1). A q(y | θ, ξ) is free of that where it trains the policy: it stands in
+for the likelihood, and contrastive samples near the truth (`LocalProposal`) let gains of any size be climbed. What it
+then climbs is an upper bound for q itself; as a lower bound, by which it is reported after training, it has prior draws.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +30,9 @@ from ..simulators.base import DesignSimulator, prior_log_prob
 from ..utils.checks import check_count
 from ..utils.history import split_history
 from ..utils.seeding import seeded
+from .contrastive import snmc
 from .critics import NeuralBound, Standardize
+from .proposals import LocalProposal
 
 if TYPE_CHECKING:
     from sbi.inference.posteriors import DirectPosterior
@@ -105,23 +111,39 @@ class _ContrastiveBound(NeuralBound):
 class LikelihoodBound(_ContrastiveBound):
     """The NLE form: a conditional density q(y | θ, ξ) of sbi for one trial.
 
+    Its density has to be right for the policy to be: `bound_steps` of `DAD.train` gives it more steps than the policy has.
+
     Args:
         simulator: The experiment; its trials must be independent given theta.
         model: Name of sbi's density estimator, as for `likelihood_nn`.
-        num_contrastive: Number L of other parameters; the bound cannot exceed log(L + 1).
+        num_contrastive: Number L of other parameters; as a lower bound it cannot exceed log(L + 1).
+        proposal: Where the contrastive samples that train the policy come from: "prior", or "local", half of them from
+            near the truth, for gains above log L.
         **options: Further arguments of `likelihood_nn`.
 
     Raises:
-        ValueError: If the simulator has a hidden state.
+        ValueError: If the simulator has a hidden state, or "local" meets a prior without density.
     """
 
-    def __init__(self, simulator: DesignSimulator, model: str = "mdn", num_contrastive: int = 63, **options: Any):
+    def __init__(
+        self,
+        simulator: DesignSimulator,
+        model: str = "mdn",
+        num_contrastive: int = 63,
+        proposal: Literal["prior", "local"] = "prior",
+        **options: Any,
+    ):
         from sbi.neural_nets import likelihood_nn
 
         super().__init__()
         if simulator.has_state:
             raise ValueError("trials that share a hidden state are not independent: q(h | θ) is no product over them.")
+        if proposal not in ("prior", "local"):
+            raise ValueError(f'proposal must be "prior" or "local", got {proposal!r}.')
+        if proposal == "local" and not hasattr(simulator.prior, "log_prob"):
+            raise ValueError('proposal="local" needs the density of the prior.')
         self.num_contrastive, self.design_dim = check_count(num_contrastive, "num_contrastive"), simulator.design_dim
+        self.local = LocalProposal(simulator.prior) if proposal == "local" else None
         self.standardize, self.features = Standardize(simulator), TrialFeatures(simulator)
         self.num_given = simulator.theta_dim + simulator.design_space.num_features
         build = likelihood_nn(model, z_score_theta="none", z_score_x="none", **options)
@@ -146,10 +168,20 @@ class LikelihoodBound(_ContrastiveBound):
         return (log_q.reshape(shape) * x[..., -1].unsqueeze(1)).sum(-1)
 
     def loss(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """−bound, and on histories as they are the negative log-likelihood that makes q a likelihood."""
-        terms = self(theta, x)
-        log_likelihood = self.scores(theta.unsqueeze(1), x.detach())
-        return -terms.mean() - log_likelihood.mean(), terms.detach()
+        """−bound, which trains the policy alone, and the negative log-likelihood, which makes q a likelihood."""
+        self.estimator.requires_grad_(False)
+        if self.local is None:
+            terms = self(theta, x)
+        else:
+            contrastive, log_weights = self.local.sample(theta, self.num_contrastive)
+            scores = self.scores(torch.cat([theta.unsqueeze(0), contrastive]).transpose(0, 1), x)
+            terms = snmc(scores[:, 0], (scores[:, 1:] + log_weights.T).logsumexp(-1), self.num_contrastive)
+        self.estimator.requires_grad_(True)
+        return self.fitting_loss(theta, x.detach()) - terms.mean(), terms.detach()
+
+    def fitting_loss(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Negative log-likelihood of histories as they are."""
+        return -self.scores(theta.unsqueeze(1), x).mean()
 
 
 class RatioBound(_ContrastiveBound):

@@ -48,11 +48,15 @@ class Shards:
         self.share([seed])
         self._seed = int(seed)
 
-    def of_step(self, step: int) -> Iterator[int]:
-        """This process's shards, with torch's global generator seeded for each; left alone if there is but one."""
+    def of_step(self, *step: int) -> Iterator[int]:
+        """This process's shards, with torch's global generator seeded for each; left alone if there is but one.
+
+        Args:
+            step: Number of the step, and of the step within it if there are several.
+        """
         for shard in range(self.rank, self.num_shards, self.num_processes):
             if self.num_shards > 1:
-                entropy = np.random.SeedSequence((self._seed, step, shard)).generate_state(1, np.uint64)
+                entropy = np.random.SeedSequence((self._seed, *step, shard)).generate_state(1, np.uint64)
                 torch.manual_seed(int(entropy[0]) >> 1)
             yield shard
 

@@ -47,18 +47,53 @@ def test_a_trained_bound_is_just_below_the_exact_gain(name):
     assert exact - 0.1 < float(terms.mean()) < exact + 3 * stderr
 
 
-@pytest.mark.parametrize("name", ["InfoNCE", "PosteriorBound"])
+BUILD_CLIMBERS = {
+    "InfoNCE": BUILD["InfoNCE"],
+    "PosteriorBound": BUILD["PosteriorBound"],
+    "LikelihoodBound": lambda s: LikelihoodBound(s, num_components=1, num_contrastive=64, proposal="local"),
+}
+
+
+@pytest.mark.parametrize("name", BUILD_CLIMBERS)
 def test_policy_and_net_climb_together_to_the_best_designs(name):
     model, simulator = implicit()
     torch.manual_seed(1)
     policy = DeepSetsPolicy(simulator, 32, 8)
-    DAD(simulator, HORIZON, policy, bound=BUILD[name](simulator), show_progress_bars=False).train(
-        300, 256, learning_rate=5e-3, seed=0
-    )
+    bound = BUILD_CLIMBERS[name](simulator)
+    DAD(simulator, HORIZON, policy, bound=bound, show_progress_bars=False).train(300, 256, learning_rate=5e-3, seed=0)
     with torch.no_grad():
         x = PolicySimulator(simulator, policy, HORIZON)(simulator.prior.sample((500,)))
     gain = float(model.gain_of(x[..., :1]).mean())
     assert gain > 0.97 * model.best_gain(HORIZON)
+
+
+def test_steps_of_the_net_alone_leave_a_policy_and_improve_the_bound():
+    _, simulator = implicit()
+    policy = StaticPolicy(simulator, HORIZON, torch.tensor([[1.0], [-0.6]]))
+    bounds = []
+    for bound_steps in (0, 4):
+        torch.manual_seed(0)
+        trainer = DAD(simulator, HORIZON, policy, bound=LikelihoodBound(simulator), show_progress_bars=False)
+        trainer.train(40, 64, learning_rate=1e-3, seed=0, bound_steps=bound_steps)
+        bounds.append(held_out(simulator, policy, trainer.bound))
+    difference = bounds[1] - bounds[0]
+    assert float(difference.mean()) > 4 * float(difference.std()) / math.sqrt(len(difference))
+    assert torch.equal(policy.fixed, torch.tensor([[1.0], [-0.6]]))
+
+
+def test_a_learned_likelihood_with_local_samples_estimates_the_gain_from_above():
+    """E[log q(h | θ_0) − log q̂(h)]: for q the likelihood the gain, plus the error of 64 weighted samples."""
+    model, simulator = implicit()
+    policy = StaticPolicy(simulator, HORIZON, torch.tensor([[1.0], [-0.6]]))
+    bound = LikelihoodBound(simulator, num_components=1, num_contrastive=64, proposal="local")
+    DAD(simulator, HORIZON, policy, bound=bound, show_progress_bars=False).train(
+        100, 256, learning_rate=5e-3, seed=0, bound_steps=4
+    )
+    torch.manual_seed(5)
+    theta = simulator.prior.sample((4096,))
+    terms = bound.loss(theta, PolicySimulator(simulator, policy, HORIZON)(theta))[1]
+    exact, stderr = float(model.gain_of(policy.fixed)), float(terms.std()) / 64
+    assert exact - 3 * stderr < float(terms.mean()) < exact + 0.1
 
 
 def test_infonce_cannot_exceed_the_logarithm_of_the_batch():
@@ -104,6 +139,8 @@ def test_what_a_bound_cannot_do_is_refused():
     )
     with pytest.raises(ValueError, match="share a hidden state"):
         LikelihoodBound(hidden)
+    with pytest.raises(ValueError, match="proposal must be"):
+        LikelihoodBound(simulator, proposal="posterior")
     with pytest.raises(TypeError, match="NeuralBound"):
         DAD(simulator, 2, bound=torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="neither score-function gradients"):

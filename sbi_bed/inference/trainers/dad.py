@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,30 +18,24 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ...objectives.bounds import sampler_of
 from ...objectives.critics import InfoNCE, NeuralBound
-from ...objectives.losses import Baseline, pathwise_loss, score_function_loss
-from ...objectives.proposals import LocalProposal
+from ...objectives.losses import Baseline
 from ...policies.base import Policy
-from ...policies.bounded_gradients import BoundedGradients
 from ...policies.static import StaticPolicy
 from ...policies.transformer import TransformerPolicy
 from ...simulators.base import DesignSimulator
-from ...simulators.rollout import Rollout, rollout
 from ...utils.checks import check_count
-from ...utils.device import to_device
 from ...utils.distributed import Shards
-from ...utils.history import check_history, continue_history
+from ...utils.history import check_history
 from ...utils.seeding import seeded
 from .checkpoint import read_checkpoint, write_checkpoint
+from .policy_step import Experiments, PolicyStep
 from .settings import TrainingSettings
 
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
 
 __all__ = ["DAD"]
-
-_Objective = Callable[[Tensor, Rollout], tuple[Tensor, Tensor]]
 
 
 class DAD:
@@ -119,9 +112,8 @@ class DAD:
         self.num_trials = self.horizon - (0 if self.history is None else len(self.history))
         if self.num_trials < 1:
             raise ValueError(f"no trial remains of a horizon of {horizon}.")
-        self._prior = simulator.prior if prior is None else prior
-        sampler_of(self._prior)  # says so if it cannot be drawn from
-        self._state = state
+        prior = simulator.prior if prior is None else prior
+        self._experiments = Experiments(simulator, self.num_trials, self.history, prior, state, self.device)
         self._tracker = tracker
         self._show_progress_bars = show_progress_bars
         self.bounds: list[float] = []
@@ -144,6 +136,7 @@ class DAD:
         num_shards: int | None = None,
         final_learning_rate: float = 0.01,
         max_seconds: float | None = None,
+        bound_steps: int = 0,
         checkpoint: str | Path | None = None,
         checkpoint_every: int = 500,
         resume: bool = False,
@@ -170,6 +163,8 @@ class DAD:
                 `torchrun` starts. One for each process if None.
             final_learning_rate: Share of the learning rate that is left at the end.
             max_seconds: Stop after so many seconds at the latest; the learning rate falls accordingly.
+            bound_steps: Steps that a net inside the bound takes alone, on new histories, before each step of both. They are
+                cheap, since nothing is differentiated through designs.
             checkpoint: File that holds the training's state, written every `checkpoint_every` steps and at the end.
             checkpoint_every: Steps between checkpoints.
             resume: Go on from `checkpoint` where it exists; the result is that of an uninterrupted training.
@@ -193,6 +188,7 @@ class DAD:
             num_shards,
             final_learning_rate,
             max_seconds,
+            bound_steps,
         )
         if resume and checkpoint is None:
             raise ValueError("resume=True needs checkpoint=, the file to go on from.")
@@ -208,7 +204,7 @@ class DAD:
             shards.share(self._parameters())
             optimizer = torch.optim.Adam(self._parameters(), lr=settings.learning_rate)
             start = self._restore(checkpoint, description, optimizer) if resume else 0
-            step_of = self._stepper(settings, shards, optimizer)
+            step_of = PolicyStep(self._experiments, self.policy, self.bound, settings, shards, optimizer)
             first = shards.rank == 0
             progress = tqdm(
                 range(start, settings.num_steps),
@@ -231,114 +227,19 @@ class DAD:
                 if checkpoint is not None and first and ((step + 1) % checkpoint_every == 0 or last):
                     write_checkpoint(checkpoint, description, self._nets(), optimizer, step + 1, self.bounds)
             if isinstance(self.policy, StaticPolicy) and self.policy.num_starts > 1:
-                self._keep_best_start(self.policy, settings, shards)
+                self._keep_best_start(self.policy, settings, step_of)
         return self.policy.eval()
 
     @torch.no_grad()
-    def _keep_best_start(self, policy: StaticPolicy, settings: TrainingSettings, shards: Shards) -> None:
+    def _keep_best_start(self, policy: StaticPolicy, settings: TrainingSettings, step_of: PolicyStep) -> None:
         """Leave the list of designs whose bound is highest, on at least 1,024 new histories of each."""
-        objective, _ = self._objective(settings)
-        sample, total = self._sampler(), torch.zeros(policy.num_starts, device=self.device)
+        total = torch.zeros(policy.num_starts, device=self.device)
         per_batch = max(1, settings.batch_size // policy.num_starts)
         for _ in range(math.ceil(1024 / per_batch)):
-            theta, state = sample(per_batch * policy.num_starts)
-            trials = rollout(self.simulator, policy, theta, self.num_trials, self.history, state=state)
-            total += objective(theta, trials)[1].unflatten(0, (per_batch, policy.num_starts)).mean(0)
-        shards.sum([total])
+            terms = step_of.objective(*step_of.experiments.run(policy, per_batch * policy.num_starts))[1]
+            total += terms.unflatten(0, (per_batch, policy.num_starts)).mean(0)
+        step_of.shards.sum([total])
         policy.keep_start(int(total.argmax()))
-
-    # ---- one step
-
-    def _stepper(
-        self, settings: TrainingSettings, shards: Shards, optimizer: torch.optim.Optimizer
-    ) -> Callable[[int, float], tuple[Tensor, Tensor]]:
-        """(step, learning rate) -> bound and gradient norm, after one step of the optimiser."""
-        simulator, num_trials, history = self.simulator, self.num_trials, self.history
-        objective, detach = self._objective(settings)
-        policy: Any = self.policy
-        largest = settings.max_design_gradient
-        if largest is None:
-            largest = 1.0 if self.bound is None else math.inf
-        if largest < math.inf:
-            policy = BoundedGradients(policy, simulator.design_space, largest)
-        size, parameters = settings.batch_size // shards.num_shards, self._parameters()
-        nets = list(self._nets().values())
-        sample = self._sampler()
-
-        def step_of(step: int, rate: float) -> tuple[Tensor, Tensor]:
-            optimizer.zero_grad(set_to_none=True)
-            bounds = torch.zeros((), device=self.device)
-            for _ in shards.of_step(step):
-                theta, state = sample(size)
-                trials = rollout(simulator, policy, theta, num_trials, history, detach, state)
-                loss, terms = objective(theta, trials)
-                (loss / shards.num_shards).backward()
-                bounds += terms.mean() / shards.num_shards
-            shards.sum([bounds, *(p.grad for p in parameters if p.grad is not None)])
-            # Each net by itself: the gradients of a critic are many times those of a policy.
-            norms = [torch.nn.utils.clip_grad_norm_(net.parameters(), settings.max_grad_norm) for net in nets]
-            norm = torch.stack(norms).norm()
-            # On a GPU the question would wait for the device: it is asked when the bound is reported.
-            if (self.device.type == "cpu" or step % 20 == 19) and not torch.isfinite(norm):
-                raise ValueError(
-                    "the gradient became NaN or infinite: check that log_likelihood is finite and differentiable for all "
-                    "theta of the prior and all designs of the space."
-                )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            return bounds, norm
-
-        return step_of
-
-    def _objective(self, settings: TrainingSettings) -> tuple[_Objective, bool | None]:
-        """(theta, trials) -> loss and terms of the bound; whether to detach outcomes, None for the simulator's way."""
-        simulator = self.simulator
-        if self.bound is not None:
-            if settings.gradient == "score" or settings.proposal != "prior":
-                raise ValueError("a bound with a net inside has neither score-function gradients nor proposals.")
-            return self._net_objective(self.bound), None
-        if settings.gradient == "pathwise" and not simulator.pathwise:
-            raise ValueError("pathwise gradients need a simulator with reparameterized=True and no discrete part.")
-        pathwise = settings.gradient == "pathwise" or (settings.gradient == "auto" and simulator.pathwise)
-        loss_of: Any = pathwise_loss if pathwise else score_function_loss
-        options: dict[str, Any] = {"compile": settings.compile} | ({} if pathwise else {"baseline": settings.baseline})
-        num, sample = settings.num_contrastive, self._sampler()
-        local = None
-        if settings.proposal == "local":
-            if not hasattr(self._prior, "log_prob"):
-                raise ValueError('proposal="local" needs the density of the prior, and draws have none.')
-            local = LocalProposal(to_device(self._prior, self.device))
-
-        def objective(theta: Tensor, trials: Rollout) -> tuple[Tensor, Tensor]:
-            contrastive, log_weights = (sample(num)[0], None) if local is None else local.sample(theta, num)
-            return loss_of(simulator, theta, trials, contrastive, log_weights=log_weights, **options)
-
-        # Asked for the score function, score outcomes whole; else differentiate what of them is reparameterised.
-        return objective, True if settings.gradient == "score" else None
-
-    def _net_objective(self, bound: NeuralBound) -> _Objective:
-        """The loss of a bound with a net inside, which reads whole histories."""
-
-        def objective(theta: Tensor, trials: Rollout) -> tuple[Tensor, Tensor]:
-            return bound.loss(theta, continue_history(self.history, *trials))
-
-        return objective
-
-    def _sampler(self) -> Callable[[int], tuple[Tensor, Tensor | None]]:
-        """num -> theta (num, P), and hidden states (num, S) where they belong to it."""
-        if self._state is None:
-            draw = sampler_of(to_device(self._prior, self.device))
-            return lambda num: (draw(num).to(self.device), None)
-        draws, states = self._prior, self._state.to(self.device)
-        if not isinstance(draws, Tensor) or len(draws) != len(states):
-            raise ValueError("state= needs prior=, draws of theta (N, P), one for each of its N states.")
-
-        def joint(num: int) -> tuple[Tensor, Tensor | None]:
-            index = torch.randint(len(draws), (num,), device=self.device)
-            return draws.to(self.device)[index], states[index]
-
-        return joint
 
     # ---- nets, reports, checkpoints
 

@@ -45,11 +45,13 @@ class TrainingSettings:
     num_shards: int | None
     final_learning_rate: float
     max_seconds: float | None
+    bound_steps: int
 
     def __post_init__(self):
         for name in ("num_steps", "num_contrastive"):
             self._set(name, check_count(getattr(self, name), name))
         self._set("batch_size", check_count(self.batch_size, "batch_size", 2))
+        self._set("bound_steps", check_count(self.bound_steps, "bound_steps", 0))
         self._set("seed", None if self.seed is None else int(self.seed))
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
