@@ -17,7 +17,7 @@ from ..objectives import log_likelihood_of_history
 from ..policies import GreedyPolicy
 from ..simulators import delay_discounting_simulator, read_participant
 from ..utils.seeding import seeded
-from .table import format_table
+from ..utils.text_table import format_table
 
 __all__ = ["run"]
 

@@ -15,7 +15,7 @@ from ..policies import RandomPolicy, StaticPolicy
 from ..simulators import LocationFinding
 from ..utils.parallel import one_thread
 from ..utils.seeding import seeded
-from .table import format_table
+from ..utils.text_table import format_table
 
 __all__ = ["run"]
 

@@ -91,7 +91,9 @@ def expected_information_gain(
     """
     if bound is not None:
         if not (prior is None and history is None and truth is None and proposal is None and max_gap is None):
-            raise ValueError("a bound with a net inside takes no prior, history, truth, proposal or max_gap of its own.")
+            raise ValueError(
+                "a bound with a net inside takes no prior, history, truth, proposal or max_gap of its own."
+            )
         num_rollouts = check_count(num_rollouts, "num_rollouts", 2)
         with seeded(seed):
             return _neural_gain(simulator, policy, check_count(horizon, "horizon"), num_rollouts, bound)

@@ -134,7 +134,9 @@ def step_dad_information_gain(
         raise ValueError(f'reference must be "prior" or "posterior", got {reference!r}.')
     if num_reference is None:
         num_reference = 1_000_000 if reference == "prior" else 16_384
-    judge = partial(_Reference, simulator, truth, reference, check_count(num_reference, "num_reference", 4), num_rollouts)
+    judge = partial(
+        _Reference, simulator, truth, reference, check_count(num_reference, "num_reference", 4), num_rollouts
+    )
     quiet = {"show_progress_bars": False, **(refinement or {})}  # there is a bar for all deployments
     deploy = partial(_one_experiment, policy, simulator, truth or simulator, num_trials, stages, judge, quiet)
     with seeded(seed):

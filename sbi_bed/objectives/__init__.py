@@ -3,14 +3,18 @@
 from .bounds import InformationGain, estimate_bounds
 from .contrastive import log_likelihood_of_history, log_sum_likelihood, snmc, spce
 from .critics import NWJ, InfoNCE, NeuralBound
+from .evidence_losses import CrossEntropyLoss, LPopLoss
 from .losses import pathwise_loss, score_function_loss
+from .model_gain import log_model_probs, model_gain_loss
 from .proposals import LocalProposal
 from .sbi_bounds import LikelihoodBound, PosteriorBound, RatioBound
 
 __all__ = [
     "NWJ",
+    "CrossEntropyLoss",
     "InfoNCE",
     "InformationGain",
+    "LPopLoss",
     "LikelihoodBound",
     "LocalProposal",
     "NeuralBound",
@@ -18,7 +22,9 @@ __all__ = [
     "RatioBound",
     "estimate_bounds",
     "log_likelihood_of_history",
+    "log_model_probs",
     "log_sum_likelihood",
+    "model_gain_loss",
     "pathwise_loss",
     "score_function_loss",
     "snmc",

@@ -22,7 +22,7 @@ from ..simulators.base import DesignSimulator
 from ..simulators.rollout import rollout
 from .contrastive import log_likelihood_of_history, log_sum_likelihood, snmc, spce
 
-__all__ = ["InformationGain", "accumulate_bounds", "estimate_bounds", "sampler_of"]
+__all__ = ["InformationGain", "accumulate_bounds", "estimate_bounds", "sampler_of", "stderr_over_blocks"]
 
 _NUM_BLOCKS = 64
 
@@ -154,8 +154,8 @@ def accumulate_bounds(
     return InformationGain(
         float(lower.mean()),
         float(upper.mean()),
-        _stderr_over_blocks(lower, blocks),
-        _stderr_over_blocks(upper, blocks),
+        stderr_over_blocks(lower, blocks),
+        stderr_over_blocks(upper, blocks),
         done,
         len(lower),
         lower,
@@ -167,7 +167,7 @@ def _portions(total: int, size: int = 100_000) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
 
 
-def _stderr_over_blocks(values: Tensor, blocks: tuple[Tensor, ...]) -> float:
+def stderr_over_blocks(values: Tensor, blocks: tuple[Tensor, ...]) -> float:
     """Standard error of the mean of `values` (N,) that are independent between blocks only."""
     if len(blocks) < 2:
         return math.nan

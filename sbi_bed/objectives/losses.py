@@ -28,7 +28,7 @@ from ..simulators.base import DesignSimulator
 from ..simulators.rollout import Rollout
 from .contrastive import log_likelihood_of_history, log_sum_likelihood, snmc, spce
 
-__all__ = ["Baseline", "pathwise_loss", "score_function_loss"]
+__all__ = ["Baseline", "pathwise_loss", "score_function_loss", "score_function_surrogate"]
 
 Baseline = Literal["prefix", "mean", "none"]
 
@@ -81,6 +81,20 @@ def score_function_loss(
     log_sums = log_sum_likelihood(simulator, contrastive, *trials, log_weights, every_trial=True, compile=compile)
     nested = spce if log_weights is None else snmc
     bounds = nested(by_trial.cumsum(-1), log_sums.transpose(0, 1), len(contrastive))
+    scored = by_trial  # of detached outcomes all is scored, of attached ones the part that is not differentiated
+    if trials.outcomes.requires_grad:
+        scored = simulator.log_discrete(theta.unsqueeze(-2), trials.designs, trials.outcomes.detach())
+    return score_function_surrogate(bounds, scored, baseline), bounds[:, -1].detach()
+
+
+def score_function_surrogate(bounds: Tensor, scored: Tensor, baseline: Baseline) -> Tensor:
+    """Scalar whose gradient is the score-function gradient of −E[g_T].
+
+    Args:
+        bounds: g_t after each trial, (B, T), attached.
+        scored: log p(y_t | θ_0, ξ_t) of what is drawn and not differentiated, (B, T), attached.
+        baseline: As for `score_function_loss`.
+    """
     gain, known = bounds[:, -1:].detach(), torch.nn.functional.pad(bounds[:, :-1].detach(), (1, 0))
     if baseline == "none":
         weight = gain
@@ -88,8 +102,4 @@ def score_function_loss(
         advantage = gain - known if baseline == "prefix" else gain.expand_as(known)
         others = (advantage.sum(0) - advantage) / max(1, len(advantage) - 1)
         weight = advantage - others
-    scored = by_trial  # of detached outcomes all is scored, of attached ones the part that is not differentiated
-    if trials.outcomes.requires_grad:
-        scored = simulator.log_discrete(theta.unsqueeze(-2), trials.designs, trials.outcomes.detach())
-    surrogate = (weight * scored).sum(-1).mean() + bounds[:, -1].mean()
-    return -surrogate, gain.squeeze(-1)
+    return -((weight * scored).sum(-1).mean() + bounds[:, -1].mean())

@@ -12,7 +12,16 @@ __all__ = ["to_unconstrained"]
 
 
 def to_unconstrained(prior: Distribution) -> Any:
-    """sbi's bijection from theta to unconstrained coordinates; it is built from draws of a fixed seed of its own."""
+    """sbi's bijection from theta to unconstrained coordinates; it is built from draws of a fixed seed of its own.
+
+    Raises:
+        ValueError: If theta is discrete in part, as that of a `ModelMixture`.
+    """
+    if getattr(getattr(prior, "support", None), "is_discrete", False):
+        raise ValueError(
+            "theta is discrete in part, as that of a mixture of models: it has no unconstrained coordinates in which particles "
+            "could move. Draws of the prior serve for it."
+        )
     from sbi.utils import mcmc_transform  # importing sbi takes seconds
 
     with seeded(0):

@@ -127,6 +127,7 @@ class DAD:
         learning_rate: float = 1e-3,
         seed: int | None = None,
         *,
+        objective: Literal["parameters", "model"] = "parameters",
         gradient: Literal["auto", "pathwise", "score"] = "auto",
         baseline: Baseline = "prefix",
         proposal: Literal["prior", "local"] = "prior",
@@ -150,6 +151,9 @@ class DAD:
                 have samples of their own.
             learning_rate: First learning rate; it falls to `final_learning_rate` times that along a cosine.
             seed: Seed of the whole training; the global generator if None.
+            objective: What the experiment is to tell: "parameters", all of theta; or for a `ModelMixture` "model", which of
+                its models holds, whatever the parameters, with `num_contrastive` samples shared out among the models; see
+                `sbi_bed.objectives.model_gain`.
             gradient: "pathwise" for reparameterised outcomes, "score" for any; "auto" asks the simulator.
             baseline: Control variate of the score-function gradient; see `sbi_bed.objectives.losses`.
             proposal: Where contrastive samples come from: "prior", or "local", half of them from near the truth, for
@@ -189,6 +193,7 @@ class DAD:
             final_learning_rate,
             max_seconds,
             bound_steps,
+            objective,
         )
         if resume and checkpoint is None:
             raise ValueError("resume=True needs checkpoint=, the file to go on from.")

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from ...objectives.bounds import sampler_of
 from ...objectives.critics import NeuralBound
 from ...objectives.losses import pathwise_loss, score_function_loss
+from ...objectives.model_gain import model_gain_loss, sample_of_each_model
 from ...objectives.proposals import LocalProposal
 from ...policies.base import Policy
 from ...policies.bounded_gradients import BoundedGradients
 from ...simulators.base import DesignSimulator
+from ...simulators.model_mixture import ModelMixture
 from ...simulators.rollout import Rollout, rollout
 from ...utils.device import to_device
 from ...utils.distributed import Shards
@@ -92,7 +94,10 @@ class PolicyStep:
     ):
         self.experiments, self.policy, self.bound = experiments, policy, bound
         self.settings, self.shards, self.optimizer = settings, shards, optimizer
-        self.objective = self._contrastive_objective() if bound is None else self._neural_objective(bound)
+        if bound is not None:
+            self.objective = self._neural_objective(bound)
+        else:
+            self.objective = self._model_objective() if settings.objective == "model" else self._contrastive_objective()
         self._nets: list[nn.Module] = [policy] if bound is None else [policy, bound]
         self._size = settings.batch_size // shards.num_shards
         largest = settings.max_design_gradient
@@ -176,8 +181,27 @@ class PolicyStep:
 
         return objective
 
+    def _model_objective(self) -> Callable[[Tensor, Rollout], tuple[Tensor, Tensor]]:
+        """(theta, trials) -> loss and terms of the bound on what is told about the model."""
+        settings, mixture, experiments = self.settings, self.experiments.simulator, self.experiments
+        if not isinstance(mixture, ModelMixture):
+            raise ValueError(f'objective="model" needs a ModelMixture of models, got {type(mixture).__name__}.')
+        if settings.gradient != "auto" or settings.proposal != "prior":
+            raise ValueError('objective="model" chooses its gradients itself and draws from the models\' priors.')
+        if experiments.prior is not mixture.prior or experiments.history is not None:
+            raise ValueError('objective="model" plans whole experiments: it takes no prior and no history.')
+        num = max(1, settings.num_contrastive // len(mixture.simulators))
+
+        def objective(theta: Tensor, trials: Rollout) -> tuple[Tensor, Tensor]:
+            contrastive = [draws.to(theta) for draws in sample_of_each_model(mixture, num)]
+            return model_gain_loss(mixture, theta, trials, contrastive, settings.baseline, compile=settings.compile)  # pyright: ignore[reportArgumentType]
+
+        return objective
+
     def _neural_objective(self, bound: NeuralBound) -> Callable[[Tensor, Rollout], tuple[Tensor, Tensor]]:
         """(theta, trials) -> loss and terms of a bound with a net inside, which reads whole histories."""
+        if self.settings.objective != "parameters":
+            raise ValueError('objective="model" needs models with a log_likelihood.')
         if self.settings.gradient == "score" or self.settings.proposal != "prior":
             raise ValueError("a bound with a net inside has neither score-function gradients nor proposals.")
 

@@ -15,6 +15,7 @@ _CHOICES = {
     "gradient": ("auto", "pathwise", "score"),
     "baseline": ("prefix", "mean", "none"),
     "proposal": ("prior", "local"),
+    "objective": ("parameters", "model"),
 }
 
 
@@ -46,6 +47,7 @@ class TrainingSettings:
     final_learning_rate: float
     max_seconds: float | None
     bound_steps: int
+    objective: str
 
     def __post_init__(self):
         for name in ("num_steps", "num_contrastive"):

@@ -1,0 +1,159 @@
+r"""Evidences from fitted posteriors: the same question as a classifier's, answered without one.
+
+For a posterior q(θ | x) of sbi, of one model, and that model's likelihood and prior,
+
+    log p(x) = log p(x | θ) + log p(θ) − log p(θ | x)      for every θ,
+
+and with q in place of p(θ | x) there are two ways to read it. With w(θ) = p(x | θ) p(θ) / q(θ | x) and draws θ_s ~ q,
+
+- ``"importance"``: log S⁻¹ Σ_s w(θ_s). p̂ is unbiased for any q that reaches as far as the posterior; the effective sample
+  size (Σ w)² / Σ w² tells how well it fits;
+- ``"identity"``: S⁻¹ Σ_s log w(θ_s), a lower bound on log p(x), short of it by KL(q ‖ posterior). All terms are equal where
+  q is exact: their spread shows what q gets wrong, however large S.
+
+The likelihood may be exact, one in which some parameters are integrated out, or a fitted one of sbi's (NLE).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...simulators.base import prior_log_prob
+from ...simulators.model_family import as_log_prior
+from ...utils.checks import as_finite_tensor, check_count
+from ...utils.seeding import seeded
+from .model_probabilities import ModelProbabilities
+
+__all__ = ["Evidence", "PosteriorEvidence", "posterior_evidence"]
+
+_AT_ONCE = 2**17  # draws whose likelihoods are computed together
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Log-evidences of B data sets under one model.
+
+    Attributes:
+        log_evidence: log p(x), (B,), float64.
+        stderr: Standard errors (B,) from the finite number of draws.
+        effective_sample_size: Independent posterior draws that the draws of q are worth, (B,).
+    """
+
+    log_evidence: Tensor
+    stderr: Tensor
+    effective_sample_size: Tensor
+
+
+@torch.no_grad()
+def posterior_evidence(
+    posterior: Any,
+    log_likelihood: Callable[[Tensor, Tensor], Tensor],
+    prior: Any,
+    x: Tensor,
+    num_samples: int = 1000,
+    method: Literal["importance", "identity"] = "importance",
+    seed: int | None = None,
+) -> Evidence:
+    """Log-evidences of data sets from a posterior fitted to one model.
+
+    Args:
+        posterior: An amortised posterior of sbi, such as NPE's `DirectPosterior`, or any with `sample_batched` and
+            `log_prob_batched`.
+        log_likelihood: (theta (S, B, P), x (1, B, *event)) -> log p(x | theta), (S, B).
+        prior: The model's prior over theta, with `log_prob`.
+        x: Data sets (B, *event).
+        num_samples: Draws S of the posterior for each data set.
+        method: "importance" or "identity", as above.
+        seed: Seed; the global generator if None.
+
+    Raises:
+        ValueError: If x is not finite, an argument is out of range, or no draw of a data set has a positive weight.
+
+    Source: for the identity Chib 1995, doi 10.1080/01621459.1995.10476635.
+    """
+    if method not in ("importance", "identity"):
+        raise ValueError(f'method must be "importance" or "identity", got {method!r}.')
+    x, num_samples = as_finite_tensor(x, "x"), check_count(num_samples, "num_samples", 2)
+    size = max(1, _AT_ONCE // num_samples)
+    with seeded(seed):
+        parts = [_log_weights(posterior, log_likelihood, prior, part, num_samples) for part in x.split(size)]
+    log_weights = torch.cat(parts, dim=1)
+    nothing = log_weights.amax(0).isneginf()
+    if nothing.any():
+        raise ValueError(
+            f"no posterior draw of x[{int(nothing.nonzero()[0])}] has a positive likelihood and prior: the posterior "
+            "does not belong to this model, or its training did not reach such data."
+        )
+    log_mean = log_weights.logsumexp(0) - math.log(num_samples)
+    weights = (log_weights - log_mean).exp()  # of mean 1
+    sizes = num_samples / weights.square().mean(0)
+    if method == "importance":
+        return Evidence(log_mean, weights.std(0) / math.sqrt(num_samples), sizes)
+    return Evidence(log_weights.mean(0), log_weights.std(0) / math.sqrt(num_samples), sizes)
+
+
+def _log_weights(posterior: Any, log_likelihood: Callable, prior: Any, x: Tensor, num: int) -> Tensor:
+    """log w(θ_s), shape (S, B), float64; −inf outside the prior."""
+    estimator = getattr(posterior, "posterior_estimator", None)
+    if estimator is None:
+        theta = posterior.sample_batched((num,), x=x, show_progress_bars=False)
+        log_q = posterior.log_prob_batched(theta, x=x)
+    else:  # q as it is, with what leaks out of the prior: such draws count with weight 0
+        theta = estimator.sample((num,), condition=x)
+        log_q = estimator.log_prob(theta, condition=x)
+    log_prior = prior_log_prob(prior, theta).double()
+    inside = log_prior.isfinite()
+    safe = torch.where(inside.unsqueeze(-1), theta, theta[inside][:1] if bool(inside.any()) else theta)
+    value = log_likelihood(safe, x.unsqueeze(0)).double() + log_prior - log_q.double()
+    return torch.where(inside & ~value.isnan(), value, -torch.inf)
+
+
+class PosteriorEvidence(ModelProbabilities):
+    """Probabilities of models from a fitted posterior of each, with the interface of `ModelPosterior`.
+
+    Args:
+        posteriors: One posterior for each of J models, as for `posterior_evidence`.
+        log_likelihoods: One likelihood for each.
+        priors: One prior over parameters for each.
+        model_prior: Positive weights (J,) of the models; equal ones if None.
+        num_samples: Draws for each data set and model.
+        method: As for `posterior_evidence`.
+        seed: Seed of the draws; the global generator if None.
+
+    Raises:
+        ValueError: If there is not one of each for each model.
+    """
+
+    def __init__(
+        self,
+        posteriors: Sequence[Any],
+        log_likelihoods: Sequence[Callable[[Tensor, Tensor], Tensor]],
+        priors: Sequence[Any],
+        model_prior: Any = None,
+        num_samples: int = 1000,
+        method: Literal["importance", "identity"] = "importance",
+        seed: int | None = None,
+    ):
+        lengths = len(posteriors), len(log_likelihoods), len(priors)
+        if len(set(lengths)) > 1 or lengths[0] < 2:
+            raise ValueError(
+                f"one posterior, likelihood and prior is needed for each of two or more models, got {lengths}."
+            )
+        self.models = list(zip(posteriors, log_likelihoods, priors, strict=True))
+        self.num_models = len(self.models)
+        self.model_prior = as_log_prior(model_prior, self.num_models).exp()
+        self._settings: dict[str, Any] = {"num_samples": num_samples, "method": method, "seed": seed}
+
+    def evidences(self, x: Tensor) -> list[Evidence]:
+        """Log-evidences of data sets x (B, *event) under each model, with standard errors and effective sample sizes."""
+        return [posterior_evidence(*model, x, **self._settings) for model in self.models]
+
+    def log_evidences(self, x: Tensor) -> Tensor:
+        """log p(x | M_j), (B, J), float64."""
+        return torch.stack([evidence.log_evidence for evidence in self.evidences(x)], dim=-1)

@@ -1,0 +1,99 @@
+r"""How much an experiment is expected to tell about which model holds, whatever its parameters are.
+
+With J models, the gain about the index m is I(M; h) = E[ log p(m_0 | h) − log p(m_0) ], m_0 the model that made h. Any
+distribution q(m | h) in place of the posterior makes that smaller (Barber and Agakov 2003). Here
+
+    q(m | h) = p(m) p̂(h | m) / Σ_j p(j) p̂(h | j),    p̂(h | m) = 1/L Σ_{l=1..L} p(h | θ_l, m),   θ_l ~ p(θ | m),
+
+which is a distribution over models for any contrastive samples that do not depend on h. So
+
+    E[ log q(m_0 | h) − log p(m_0) ] ≤ I(M; h)   for every L, and = for L → ∞,
+
+and the left side, minus the entropy of p(m), is the expected log probability that an analyst with these samples gives to
+the model that is true.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..simulators.model_mixture import ModelMixture
+from ..simulators.rollout import Rollout
+from .contrastive import log_likelihood_of_history, log_sum_likelihood
+from .losses import Baseline, score_function_surrogate
+
+__all__ = ["log_model_probs", "model_gain_loss", "sample_of_each_model"]
+
+
+def sample_of_each_model(mixture: ModelMixture, num: int) -> list[Tensor]:
+    """Parameters of each model from its own prior, J tensors (num, P_j)."""
+    return [simulator.prior.sample((num,)) for simulator in mixture.simulators]
+
+
+def log_model_probs(
+    mixture: ModelMixture,
+    designs: Tensor,
+    outcomes: Tensor,
+    contrastive: list[Tensor],
+    *,
+    every_trial: bool = False,
+    compile: bool = False,
+) -> Tensor:
+    """log q(m | h), shape (B, J), or (T, B, J) after each trial; differentiable in designs and outcomes.
+
+    Args:
+        mixture: The models.
+        designs: Shape (B, T, D).
+        outcomes: Shape (B, T, O).
+        contrastive: Parameters of each model from its prior, J tensors (L_j, P_j).
+        every_trial: Whether to return the probabilities after each trial.
+        compile: As for `log_sum_likelihood`.
+    """
+    evidences = [
+        log_sum_likelihood(simulator, theta, designs, outcomes, every_trial=every_trial, compile=compile)
+        - math.log(len(theta))
+        for simulator, theta in zip(mixture.simulators, contrastive, strict=True)
+    ]
+    evidence = torch.stack(evidences, dim=-1)
+    return (evidence + mixture.log_model_prior.to(evidence)).log_softmax(-1)
+
+
+def model_gain_loss(
+    mixture: ModelMixture,
+    theta: Tensor,
+    trials: Rollout,
+    contrastive: list[Tensor],
+    baseline: Baseline = "prefix",
+    *,
+    compile: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Loss whose gradient is that of −(gain about the model), pathwise or by the score function as outcomes need.
+
+    Args:
+        mixture: The models.
+        theta: Index and parameters that the trials were simulated from, (B, 1 + P).
+        trials: Designs (B, T, D) and outcomes (B, T, O), attached to the policy's weights.
+        contrastive: Parameters of each model from its prior, J tensors (L_j, P_j).
+        baseline: As for `score_function_loss`.
+        compile: As for `log_sum_likelihood`.
+
+    Returns:
+        The loss, a scalar, and the terms (B,) whose mean is the lower bound in nats, detached.
+    """
+    index = mixture.model_index(theta)
+    log_prior = mixture.log_model_prior.to(theta)[index]
+    if mixture.pathwise:
+        log_probs = log_model_probs(mixture, *trials, contrastive, compile=compile)
+        terms = log_probs.gather(-1, index.unsqueeze(-1)).squeeze(-1) - log_prior
+        return -terms.mean(), terms.detach()
+    log_probs = log_model_probs(mixture, *trials, contrastive, every_trial=True, compile=compile)
+    own = index.expand(log_probs.shape[:-1]).unsqueeze(-1)
+    bounds = (log_probs.gather(-1, own).squeeze(-1) - log_prior).transpose(0, 1)
+    if trials.outcomes.requires_grad:
+        scored = mixture.log_discrete(theta.unsqueeze(-2), trials.designs, trials.outcomes.detach())
+    else:
+        scored = log_likelihood_of_history(mixture, theta, *trials)
+    return score_function_surrogate(bounds, scored, baseline), bounds[:, -1].detach()
