@@ -1,4 +1,4 @@
-"""Training policies, running experiments, inferring posteriors. Loaded on use: sbi's posteriors take seconds to import."""
+"""Trainers, live experiments, posteriors. Loaded on use: sbi's posteriors take seconds to import."""
 
 import lazy_loader
 

@@ -1,1 +1,1 @@
-"""Posteriors by likelihood, and checks of them."""
+"""Posteriors by likelihood and over models, ensembles, and checks of them."""

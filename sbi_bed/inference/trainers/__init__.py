@@ -1,1 +1,1 @@
-"""Trainers of policies."""
+"""Trainers of policies, and of nets that compare models."""

@@ -1,0 +1,151 @@
+"""What of sbi 0.27 is private and yet used: the one file that has to be read again when the pin is raised.
+
+`NeuralInference` holds sbi's loop of epochs: Adam, clipping, validation, early stopping, the best weights kept, a
+tracker. It reads nothing of sbi's density estimators but `_neural_net` and `_get_losses`, and calls a few methods of its
+own between epochs, which are the hooks here:
+
+- a learning rate for each step, set where losses are asked for;
+- `_converged`, at the top of each epoch: a reason of ours to stop, with the best weights restored;
+- `_maybe_show_progress`, at the end of each epoch, when all of its counters are up to date;
+- `_report_convergence_at_end`: silence, where sbi warns that the last epoch was reached: with a learning rate that falls
+  to nothing it is meant to be.
+
+`max_num_epochs=n` runs n + 1 epochs in sbi, so that limit is checked in `_converged`, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from sbi.inference.trainers._contracts import TrainConfig
+from sbi.inference.trainers.base import NeuralInference
+from torch import Tensor, nn
+
+__all__ = ["TrainingLoop"]
+
+
+class TrainingLoop(NeuralInference):
+    """sbi's training loop over any net.
+
+    Args:
+        net: What is trained.
+        losses_of: batch → losses (B,), differentiable in the net's weights.
+        rate_at: () → learning rate of the step that comes.
+        stop: () → whether to stop before the next epoch, for a reason of our own.
+        after_epoch: Called with the loop after each epoch.
+        device: Where to train; the net is moved there.
+        tracker: An sbi `Tracker`; sbi writes to it when training ends.
+        weight_decay: Of AdamW, which without it is Adam.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        losses_of: Callable[[Any], Tensor],
+        rate_at: Callable[[], float],
+        stop: Callable[[TrainingLoop], bool],
+        after_epoch: Callable[[TrainingLoop], None],
+        device: torch.device,
+        tracker: Any,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(device=str(device), tracker=tracker, show_progress_bars=False)
+        self._neural_net: Any = net.to(device)
+        self.device = device
+        self._losses_of, self._rate_at, self._stop, self._after_epoch = losses_of, rate_at, stop, after_epoch
+        self._max_num_epochs = 0
+        self.epoch = 0
+        self.optimizer = torch.optim.AdamW(net.parameters(), lr=1.0, weight_decay=weight_decay)
+
+    def run(
+        self,
+        train_batches: Iterable[Any],
+        validation_batches: Iterable[Any],
+        max_num_epochs: int,
+        stop_after_epochs: int,
+        clip_max_norm: float | None,
+    ) -> None:
+        """Train until it stops; the net then has the weights of its lowest validation loss.
+
+        The batches are iterated once for each epoch; they have a length and a `batch_size`, as torch's loaders do.
+        """
+        config = TrainConfig(
+            training_batch_size=1,  # the loaders decide
+            learning_rate=1.0,  # `rate_at` decides
+            validation_fraction=0.5,  # the loaders decide
+            stop_after_epochs=stop_after_epochs,
+            max_num_epochs=max_num_epochs,
+            resume_training=True,  # from the optimiser and counters that __init__ or `load_state_dict` has set
+            retrain_from_scratch=False,
+            show_train_summary=False,
+            clip_max_norm=clip_max_norm,
+        )
+        self._max_num_epochs = max_num_epochs
+        self._run_training_loop(train_batches, validation_batches, config)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def validation_losses(self) -> list[float]:
+        """Mean validation loss after each epoch."""
+        return self._summary["validation_loss"]
+
+    @property
+    def best_validation_loss(self) -> float:
+        """The lowest of them, that of the last epoch included."""
+        return min(self.validation_losses, default=float("inf"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the loop carries from one epoch to the next, as tensors and plain data."""
+        return {
+            "weights": self._neural_net.state_dict(),
+            "best_weights": self._best_model_state_dict,
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "loss": self._val_loss,
+            "best_loss": self._best_val_loss,
+            "fruitless": self._epochs_since_last_improvement,
+            "summary": self._summary,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave.
+
+        Raises:
+            RuntimeError: If the weights are of another net.
+        """
+        self._neural_net.load_state_dict(state["weights"])
+        self._best_model_state_dict: Any = state["best_weights"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self._val_loss, self._best_val_loss = state["epoch"], state["loss"], state["best_loss"]
+        self._epochs_since_last_improvement, self._summary = state["fruitless"], state["summary"]
+
+    # ---- hooks
+
+    def _get_losses(self, batch: Any, loss_args: Any = None) -> Tensor:
+        if self._neural_net.training:
+            rate = self._rate_at()
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+        return self._losses_of(batch)
+
+    def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
+        converged = super()._converged(epoch, stop_after_epochs)
+        if not converged and (epoch >= self._max_num_epochs or self._stop(self)):
+            self._neural_net.load_state_dict(self._best_model_state_dict)
+            converged = True
+        return converged
+
+    def _maybe_show_progress(self, show: bool, epoch: int) -> None:  # pyright: ignore
+        self._after_epoch(self)
+
+    def _report_convergence_at_end(self, epoch: int, max_num_epochs: int) -> None:
+        pass
+
+    # ---- what sbi's trainers have and a loop does not
+
+    def _not_here(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("TrainingLoop only trains a given net on given batches.")
+
+    append_simulations = train = _not_here
+    _initialize_neural_network = _get_start_index = _get_potential_function = _loss = _not_here
