@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution, HalfNormal, Independent
 
 from ..utils.checks import check_count
-from .model_family import ModelFamily, check_size, draw_sizes, pack_present
+from .model_family import ModelFamily, check_packed, check_size, draw_sizes, pack_present
 
 __all__ = ["NestedNormal", "SizeStatistics", "size_statistics"]
 
@@ -97,6 +98,31 @@ class NestedNormal(ModelFamily):
         if self.missing:
             present = present & (torch.rand_like(values) >= self.missing)
         return pack_present(values.unsqueeze(-1), present)
+
+    @property
+    def variance_prior(self) -> Distribution:
+        """Prior of the variances (τ², σ²), event shape (2,), the same for both models."""
+        return Independent(HalfNormal(torch.ones(2)), 1)
+
+    def log_likelihood_of_variances(self, variances: Tensor, x: Tensor, model_index: int) -> Tensor:
+        """log p(x | τ², σ²), μ and all θ_l integrated out, (..., B), float64.
+
+        Args:
+            variances: τ² and σ², positive, (..., B, 2).
+            x: Packed data sets, (1, B, groups, observations, 2) or without the leading 1.
+            model_index: 0 or 1.
+
+        Raises:
+            ValueError: If x is not packed data of this kind, or there is no such model.
+        """
+        x = check_packed(x, self.x_shape).double()
+        x = x[0] if x.ndim == 5 else x
+        log_tau2, log_sigma2 = variances.double().log().unbind(-1)
+        points = log_sigma2.reshape(-1, len(x)).T, log_tau2.reshape(-1, len(x)).T
+        joint = _log_joint(size_statistics(x), *points, float(self._check_index(model_index)))
+        value = joint.T.reshape(log_tau2.shape)
+        squares = (2 * log_tau2).exp() + (2 * log_sigma2).exp()
+        return value - log_tau2 - log_sigma2 + 0.5 * squares - 2 * _LOG_PRIOR
 
     def _simulate(self, model_index: int, num: int) -> Tensor:
         return self.sample(model_index, num)[1]

@@ -1,5 +1,6 @@
 """Nested normal models: evidences against dense normals, finer quadrature, closed forms, and identities of Bayes factors."""
 
+import itertools
 import math
 
 import numpy as np
@@ -156,3 +157,23 @@ def test_errors_say_what_is_wrong():
         models.log_probs(models.simulate(0, 1), [0.5, 0.3, 0.2])
     with pytest.raises(ValueError, match="rate must be positive"):
         ConjugateNestedNormal(rate=0.0)
+
+
+@pytest.mark.parametrize("model_index", [0, 1])
+def test_the_likelihood_of_variances_is_a_normal_density_and_integrates_to_the_evidence(model_index):
+    models = NestedNormal(3, (2, 4))
+    x = models.simulate(model_index, 2, seed=0)
+    variances = torch.tensor([[[0.5, 1.5], [0.3, 0.7]], [[2.0, 0.1], [1.0, 1.0]]])
+    found = models.log_likelihood_of_variances(variances, x.unsqueeze(0), model_index)
+    for draw, data in itertools.product(range(2), range(2)):
+        tau2, sigma2 = variances[draw, data].double()
+        there = x[data, ..., 1] > 0
+        group = torch.arange(3)[:, None].expand(there.shape)[there]
+        same = (group[:, None] == group).double()
+        covariance = sigma2 * torch.eye(len(group)) + tau2 * same + model_index
+        normal = torch.distributions.MultivariateNormal(torch.zeros(len(group)).double(), covariance)
+        torch.testing.assert_close(found[draw, data], normal.log_prob(x[data, ..., 0][there].double()))
+    draws = models.variance_prior.sample((40_000, 1)).expand(-1, 2, -1)
+    likelihood = models.log_likelihood_of_variances(draws, x, model_index).exp()
+    stderr = likelihood.std(0) / 200
+    assert ((likelihood.mean(0) - models.log_evidence(x, model_index).exp()).abs() < 4 * stderr).all()
