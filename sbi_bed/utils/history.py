@@ -39,15 +39,14 @@ def append_trial(history: Tensor, design: Tensor, outcome: Tensor) -> Tensor:
 def continue_history(history: Tensor | None, designs: Tensor, outcomes: Tensor) -> Tensor:
     """Histories (B, n + m, D + O + 1) of a history (n, D + O + 1) common to all, if any, and then m trials of each.
 
+    Values are not looked at, so that training on a GPU need not wait for it.
+
     Args:
         history: Trials before, without padding.
         designs: Shape (B, m, D).
         outcomes: Shape (B, m, O).
-
-    Raises:
-        ValueError: If a value is not finite.
     """
-    later = pack_history(designs, outcomes)
+    later = torch.cat([designs, outcomes, torch.ones_like(outcomes[..., :1])], dim=-1)
     return later if history is None else torch.cat([history.expand(len(later), -1, -1), later], dim=-2)
 
 

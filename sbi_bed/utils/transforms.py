@@ -19,8 +19,8 @@ def to_unconstrained(prior: Distribution) -> Any:
     """
     if getattr(getattr(prior, "support", None), "is_discrete", False):
         raise ValueError(
-            "theta is discrete in part, as that of a mixture of models: it has no unconstrained coordinates for particles to "
-            "move in. Draws of the prior serve for it."
+            "theta is discrete in part, as that of a mixture of models: it has no unconstrained coordinates for particles "
+            "to move in. Draws of the prior serve for it."
         )
     from sbi.utils import mcmc_transform  # importing sbi takes seconds
 

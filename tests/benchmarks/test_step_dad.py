@@ -9,7 +9,7 @@ import time
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from benchmarks.report import report, save_picture
+from report import report, save_picture
 
 from sbi_bed.diagnostics import expected_information_gain, step_dad_information_gain
 from sbi_bed.inference import DAD

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sbi_bed.utils import pack_history, unpack_history
-from sbi_bed.utils.history import append_trial, check_history, empty_history, split_history
+from sbi_bed.utils.history import append_trial, check_history, continue_history, empty_history, split_history
 
 DTYPES = {np.float32: torch.float32, np.float64: torch.float64}
 
@@ -146,3 +146,12 @@ def test_a_history_passes_its_check_unchanged():
     history = pack_history(torch.randn(2, 3, 1), torch.randn(2, 3, 1), horizon=5)
     assert torch.equal(check_history(history, 1, 1), history)
     assert check_history(torch.zeros(0, 3), 1, 1).shape == (0, 3)
+
+
+def test_trials_go_on_from_a_common_history():
+    before = pack_history(torch.tensor([[1.0]]), torch.tensor([[2.0]]))
+    designs, outcomes = torch.arange(6.0).reshape(3, 2, 1), torch.ones(3, 2, 1)
+    together = continue_history(before, designs, outcomes)
+    assert torch.equal(together[:, 0], before.expand(3, -1, -1)[:, 0])
+    assert torch.equal(together[:, 1:], pack_history(designs, outcomes))
+    assert torch.equal(continue_history(None, designs, outcomes), pack_history(designs, outcomes))
