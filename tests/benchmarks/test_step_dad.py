@@ -134,7 +134,7 @@ def test_equal_total_compute(name, pretrained):
 
 SCHEDULES = {
     "τ": [(2,), (4,), (6,), (8,)],
-    "number of refinements": [(6,), (4, 7), (3, 5, 7)],
+    "number of refinements": [(4, 7), (3, 5, 7)],
 }
 
 
@@ -148,14 +148,14 @@ def test_when_and_how_often(varied, pretrained):
             simulator,
             10,
             stages,
-            24,
+            12,
             seed=0,
             num_workers=2,
-            refinement={"learning_rate": 5e-4},
+            refinement={"num_steps": 200, "learning_rate": 5e-4},
             show_progress_bars=False,
         )
         report(
-            f"location, T=10, refined after {', '.join(map(str, stages))} trials, 300 steps each, 24 deployments",
+            f"location, T=10, refined after {', '.join(map(str, stages))} trials, 200 steps each, 12 deployments",
             f"{gain.difference:+.2f} ± {gain.difference_stderr:.2f} to the unrefined twin, {gain.accepted:.0%} kept",
             COMMAND,
         )
@@ -175,7 +175,7 @@ def test_people_who_lapse_more_than_the_model_knows(pretrained):
     """What the model's posterior learns about (log k, α) from people who answer at random with probability 2ε."""
     model, horizon, tau = HyperbolicDiscounting(), 20, 10
     policy, scores = pretrained("discounting"), {}
-    lapses = (0.01, 0.05, 0.1)
+    lapses = (0.01, 0.1)
     for lapse in lapses:
         truth = HyperbolicDiscounting(lapse=lapse)
 
@@ -192,12 +192,12 @@ def test_people_who_lapse_more_than_the_model_knows(pretrained):
             model,
             horizon,
             (tau,),
-            48,
+            24,
             truth=truth,
             num_reference=200_000,
             seed=0,
             num_workers=2,
-            refinement={"learning_rate": 5e-4},
+            refinement={"num_steps": 150, "learning_rate": 5e-4},
             show_progress_bars=False,
         )
         for label, gain in others.items():

@@ -1,4 +1,4 @@
-"""A training's state in one file: nets, optimiser and random numbers, for a training that goes on as if uninterrupted."""
+"""A training's state in one file, random numbers included, for a training that goes on as if uninterrupted."""
 
 from __future__ import annotations
 
@@ -6,63 +6,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ...utils.files import load_file, save_file
 
-__all__ = ["read_checkpoint", "write_checkpoint"]
-
-_PARTS = {"settings", "step", "weights", "optimizer", "random_state", "device_random_state", "bounds"}
+__all__ = ["read_checkpoint", "restore_random_state", "write_checkpoint"]
 
 
 def write_checkpoint(
-    path: str | Path,
-    settings: dict[str, Any],
-    nets: dict[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    bounds: list[float],
+    path: str | Path, kind: str, settings: dict[str, Any], state: dict[str, Any], device: torch.device
 ) -> None:
-    """Write the state after `step` steps."""
-    device = next(next(iter(nets.values())).parameters()).device
-    content = {
-        "settings": settings,
-        "step": step,
-        "weights": {name: net.state_dict() for name, net in nets.items()},
-        "optimizer": optimizer.state_dict(),
+    """Write the state of a training, and of torch's generators.
+
+    Args:
+        path: The file.
+        kind: Kind of training, for files.
+        settings: What decides the training's result, as plain data.
+        state: Tensors and plain data.
+        device: Where the training runs.
+    """
+    random_state = {
         "random_state": torch.get_rng_state(),
         "device_random_state": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "bounds": bounds,
     }
-    save_file(path, "training", content)
+    save_file(path, kind, {"settings": settings, **random_state, **state})
 
 
 def read_checkpoint(
-    path: str | Path,
-    settings: dict[str, Any],
-    nets: dict[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-) -> tuple[int, list[float]]:
-    """Restore nets, optimiser and random numbers; returns the steps done and the bounds reported.
+    path: str | Path | None, kind: str, settings: dict[str, Any], parts: set[str]
+) -> dict[str, Any] | None:
+    """What `write_checkpoint` wrote, if the file exists.
 
     Raises:
-        ValueError: If the file is of another training, or damaged.
+        ValueError: If the file is damaged, lacks one of the `parts` of a state, or is of another training.
     """
-    content = load_file(path, "training")
-    if not content.keys() >= _PARTS:
+    if path is None or not Path(path).exists():
+        return None
+    content = load_file(path, kind)
+    if not content.keys() >= parts | {"settings", "random_state", "device_random_state"}:
         raise ValueError(f"{path} lacks parts of a training.")
     others = {k: v for k, v in content["settings"].items() if settings.get(k) != v}
     if others:
         ours = {k: settings.get(k) for k in others}
         raise ValueError(f"{path} is a checkpoint of a training with {others}, not {ours}.")
-    try:
-        for name, net in nets.items():
-            net.load_state_dict(content["weights"][name])
-    except (RuntimeError, KeyError) as err:
-        raise ValueError(f"{path} is a checkpoint of another policy: {err}") from err
-    optimizer.load_state_dict(content["optimizer"])
+    return content
+
+
+def restore_random_state(content: dict[str, Any], device: torch.device) -> None:
+    """Put torch's generators into the state that `read_checkpoint` gave."""
     torch.set_rng_state(content["random_state"])
     if content["device_random_state"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(content["device_random_state"], device)
-    return content["step"], list(content["bounds"])

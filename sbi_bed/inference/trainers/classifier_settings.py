@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from ...utils.checks import check_count
-from .settings import cosine_decay
+from .settings import Settings
 
 __all__ = ["ClassifierSettings"]
 
 
 @dataclass(frozen=True)
-class ClassifierSettings:
+class ClassifierSettings(Settings):
     """Arguments of `ModelComparison.train` that decide its result; see there.
 
     Raises:
@@ -23,8 +21,6 @@ class ClassifierSettings:
 
     max_num_epochs: int
     training_batch_size: int
-    learning_rate: float
-    final_learning_rate: float
     validation_fraction: float
     stop_after_epochs: int
     clip_max_norm: float | None
@@ -37,27 +33,15 @@ class ClassifierSettings:
         for name in ("max_num_epochs", "training_batch_size", "stop_after_epochs", "max_restarts"):
             self._set(name, check_count(getattr(self, name), name, 0 if name == "max_restarts" else 1))
         self._set("seed", None if self.seed is None else int(self.seed))
-        for name in ("learning_rate", "clip_max_norm", "max_seconds"):
+        self._check_learning_rates()
+        for name in ("clip_max_norm", "max_seconds"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be positive, got {value}.")
             self._set(name, None if value is None else float(value))
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}.")
-        if not 0 <= self.final_learning_rate <= 1:
-            raise ValueError(f"final_learning_rate must be a share between 0 and 1, got {self.final_learning_rate}.")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be a share between 0 and 1, got {self.validation_fraction}.")
-        for name in ("weight_decay", "final_learning_rate", "validation_fraction"):
+        for name in ("weight_decay", "validation_fraction"):
             self._set(name, float(getattr(self, name)))
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-    def learning_rate_at(self, done: float) -> float:
-        """Learning rate when a share `done` of the training is behind: along a cosine, to the final one."""
-        return self.learning_rate * cosine_decay(done, self.final_learning_rate)
-
-    def as_plain_data(self) -> dict[str, Any]:
-        """Name -> number, string, boolean or None."""
-        return dataclasses.asdict(self)

@@ -28,7 +28,7 @@ from ...utils.checks import check_count
 from ...utils.distributed import Shards
 from ...utils.history import check_history
 from ...utils.seeding import seeded
-from .checkpoint import read_checkpoint, write_checkpoint
+from .checkpoint import read_checkpoint, restore_random_state, write_checkpoint
 from .policy_step import Experiments, PolicyStep
 from .settings import TrainingSettings
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
 
 __all__ = ["DAD"]
+
+_KIND = "training"
 
 
 class DAD:
@@ -178,22 +180,22 @@ class DAD:
                 checkpoint is of another training, or the bound becomes NaN (the weights are then those before that step).
         """
         settings = TrainingSettings(
-            num_steps,
-            batch_size,
-            num_contrastive,
-            learning_rate,
-            seed,
-            gradient,
-            baseline,
-            proposal,
-            max_design_gradient,
-            max_grad_norm,
-            compile,
-            num_shards,
-            final_learning_rate,
-            max_seconds,
-            bound_steps,
-            objective,
+            learning_rate=learning_rate,
+            final_learning_rate=final_learning_rate,
+            num_steps=num_steps,
+            batch_size=batch_size,
+            num_contrastive=num_contrastive,
+            seed=seed,
+            gradient=gradient,
+            baseline=baseline,
+            proposal=proposal,
+            max_design_gradient=max_design_gradient,
+            max_grad_norm=max_grad_norm,
+            compile=compile,
+            num_shards=num_shards,
+            max_seconds=max_seconds,
+            bound_steps=bound_steps,
+            objective=objective,
         )
         if resume and checkpoint is None:
             raise ValueError("resume=True needs checkpoint=, the file to go on from.")
@@ -230,7 +232,7 @@ class DAD:
                     self._report(progress, step, bound, rate, norm)
                 last = step == settings.num_steps - 1
                 if checkpoint is not None and first and ((step + 1) % checkpoint_every == 0 or last):
-                    write_checkpoint(checkpoint, description, self._nets(), optimizer, step + 1, self.bounds)
+                    self._keep(checkpoint, description, optimizer)
             if isinstance(self.policy, StaticPolicy) and self.policy.num_starts > 1:
                 self._keep_best_start(self.policy, settings, step_of)
         return self.policy.eval()
@@ -274,8 +276,21 @@ class DAD:
             metrics = {"information_gain_bound": value, "learning_rate": rate, "gradient_norm": float(norm)}
             self._tracker.log_metrics(metrics, step=step)
 
+    def _keep(self, path: str | Path, description: dict, optimizer: torch.optim.Optimizer) -> None:
+        weights = {name: net.state_dict() for name, net in self._nets().items()}
+        state = {"step": self.num_steps, "weights": weights, "optimizer": optimizer.state_dict(), "bounds": self.bounds}
+        write_checkpoint(path, _KIND, description, state, self.device)
+
     def _restore(self, path: str | Path | None, description: dict, optimizer: torch.optim.Optimizer) -> int:
-        if path is None or not Path(path).exists():
+        content = read_checkpoint(path, _KIND, description, {"step", "weights", "optimizer", "bounds"})
+        if content is None:
             return 0
-        step, self.bounds = read_checkpoint(path, description, self._nets(), optimizer, self.device)
-        return step
+        try:
+            for name, net in self._nets().items():
+                net.load_state_dict(content["weights"][name])
+        except (RuntimeError, KeyError) as err:
+            raise ValueError(f"{path} is a checkpoint of another policy: {err}") from err
+        optimizer.load_state_dict(content["optimizer"])
+        restore_random_state(content, self.device)
+        self.bounds = list(content["bounds"])
+        return content["step"]

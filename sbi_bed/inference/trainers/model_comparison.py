@@ -206,17 +206,17 @@ class ModelComparison:
         if learning_rate is None:
             learning_rate = 2e-4 if self._trained else 2e-3
         settings = ClassifierSettings(
-            max_num_epochs,
-            training_batch_size,
-            learning_rate,
-            final_learning_rate,
-            validation_fraction,
-            stop_after_epochs,
-            clip_max_norm,
-            weight_decay,
-            max_restarts,
-            max_seconds,
-            seed,
+            learning_rate=learning_rate,
+            final_learning_rate=final_learning_rate,
+            max_num_epochs=max_num_epochs,
+            training_batch_size=training_batch_size,
+            validation_fraction=validation_fraction,
+            stop_after_epochs=stop_after_epochs,
+            clip_max_norm=clip_max_norm,
+            weight_decay=weight_decay,
+            max_restarts=max_restarts,
+            max_seconds=max_seconds,
+            seed=seed,
         )
         if resume and checkpoint is None:
             raise ValueError("resume=True needs checkpoint=, the file to go on from.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...utils.checks import check_count
 
-__all__ = ["TrainingSettings", "cosine_decay"]
+__all__ = ["Settings", "TrainingSettings", "cosine_decay"]
 
 _CHOICES = {
     "gradient": ("auto", "pathwise", "score"),
@@ -25,7 +25,34 @@ def cosine_decay(done: float, final: float = 0.01) -> float:
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
+class Settings:
+    """What all trainings' arguments have in common: a learning rate that falls, and a form that files can hold."""
+
+    learning_rate: float
+    final_learning_rate: float
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_learning_rates(self) -> None:
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}.")
+        if not 0 <= self.final_learning_rate <= 1:
+            raise ValueError(f"final_learning_rate must be a share between 0 and 1, got {self.final_learning_rate}.")
+        for name in ("learning_rate", "final_learning_rate"):
+            self._set(name, float(getattr(self, name)))  # numpy's numbers would not be plain data
+
+    def learning_rate_at(self, done: float) -> float:
+        """Learning rate when a share `done` of the training is behind: along a cosine, to the final one."""
+        return self.learning_rate * cosine_decay(done, self.final_learning_rate)
+
+    def as_plain_data(self) -> dict[str, Any]:
+        """Name -> number, string, boolean or None."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Settings):
     """Arguments of `DAD.train` that decide its result; see there.
 
     Raises:
@@ -35,7 +62,6 @@ class TrainingSettings:
     num_steps: int
     batch_size: int
     num_contrastive: int
-    learning_rate: float
     seed: int | None
     gradient: str
     baseline: str
@@ -44,7 +70,6 @@ class TrainingSettings:
     max_grad_norm: float
     compile: bool
     num_shards: int | None
-    final_learning_rate: float
     max_seconds: float | None
     bound_steps: int
     objective: str
@@ -59,26 +84,13 @@ class TrainingSettings:
             if getattr(self, name) not in allowed:
                 *most, last = map(repr, allowed)
                 raise ValueError(f"{name} must be {', '.join(most)} or {last}, got {getattr(self, name)!r}.")
-        for name in ("learning_rate", "max_design_gradient", "max_grad_norm", "max_seconds"):
+        self._check_learning_rates()
+        for name in ("max_design_gradient", "max_grad_norm", "max_seconds"):
             value = getattr(self, name)
             if value is None:
                 continue
-            if not value > 0 or (name == "learning_rate" and not math.isfinite(value)):
+            if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}.")
-            self._set(name, float(value))  # numpy's numbers would not be plain data
-        if not 0 <= self.final_learning_rate <= 1:
-            raise ValueError(f"final_learning_rate must be a share between 0 and 1, got {self.final_learning_rate}.")
-        self._set("final_learning_rate", float(self.final_learning_rate))
+            self._set(name, float(value))
         if self.num_shards is not None:
             self._set("num_shards", check_count(self.num_shards, "num_shards"))
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-    def learning_rate_at(self, done: float) -> float:
-        """Learning rate when a share `done` of the training is behind: along a cosine, to the final one."""
-        return self.learning_rate * cosine_decay(done, self.final_learning_rate)
-
-    def as_plain_data(self) -> dict[str, Any]:
-        """Name -> number, string, boolean or None."""
-        return dataclasses.asdict(self)
