@@ -1,19 +1,27 @@
 """Model probabilities of hierarchical models against exact ones, and how long the net takes to train and to answer."""
 
+import csv
 import itertools
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from report import report
 
-from sbi_bed.inference import ModelComparison
+from sbi_bed.diagnostics import model_calibration, model_report
+from sbi_bed.inference import ModelComparison, train_ensemble
 from sbi_bed.neural_nets import HierarchicalEmbedding
-from sbi_bed.simulators import NestedNormal, simulate_models
+from sbi_bed.simulators import EvidenceAccumulation, NestedNormal, RecognitionMemory, simulate_models
+from sbi_bed.utils import pack_groups
+from sbi_bed.utils.parallel import one_thread
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 
 COMMAND = "pytest -m benchmark tests/benchmarks/test_model_comparison.py -k"
+
+# Evidence accumulation: step of the simulation in seconds, data sets trained on and judged, passes, nets, processes.
+ACCUMULATION = {"dt": 0.005, "simulations": 16_000, "tests": 2000, "epochs": 20, "members": 3, "workers": 2}
 
 
 def exact_evidences(models, x):
@@ -86,3 +94,98 @@ def test_varying_sizes():
             part = figures["KL"][(size > low) & (size <= high)].mean()
             report(f"of these, {low + 1}–{high} {what}", f"KL {float(part):.4f}", f"{COMMAND} varying")
             assert part <= 2 * figures["KL"].mean()
+
+
+def test_recognition_memory():
+    """Signal detection or two high thresholds, 25 persons × 50 words: six minutes of one core, beside exact evidences."""
+    models, start = RecognitionMemory(), time.perf_counter()
+    with one_thread():
+        model_index, x = simulate_models(models, 50_000, seed=1)
+        torch.manual_seed(0)
+        comparison = ModelComparison(2, HierarchicalEmbedding(2), show_progress_bars=False)
+        comparison.append_simulations(model_index, x)
+        comparison.train(128, max_num_epochs=20, max_seconds=330, seed=0)
+        seconds = time.perf_counter() - start
+    test_index, test_x = simulate_models(models, 10_000, seed=2)
+    log_probs = comparison.build_posterior().log_probs(test_x)
+    found = model_calibration(log_probs, test_index, seed=0)
+    judged, rows = 1500, torch.arange(1500)
+    exact = exact_evidences(models, test_x[:judged]).log_softmax(-1)
+    excess = (exact - log_probs[:judged])[rows, test_index[:judged]]
+    floor = model_calibration(exact, test_index[:judged], seed=0)
+    name, command = "signal detection or thresholds, 25 × 50", f"{COMMAND} recognition"
+    text = f"{found}; {seconds:.0f} s with simulation, {len(comparison.validation_losses)} epochs"
+    report(f"{name}, 50,000 simulations", text, command)
+    error = float(excess.std()) / judged**0.5
+    text = f"accuracy {floor.accuracy:.4f} ± {floor.accuracy_stderr:.4f}, log score {floor.log_score:.4f} ± "
+    text += f"{floor.log_score_stderr:.4f}; the net's log score is higher by {float(excess.mean()):.4f} ± {error:.4f}"
+    report(f"{name}, exact evidences of {judged:,} of these", text, command)
+    assert found.accuracy >= 0.93 and found.log_score <= 0.152 and seconds <= 360
+
+
+def read_deciders():
+    """For each person hard and easy trials, [stimulus, response time, choice]: the drift is up for easy ones.
+
+    None where the recorded response times are not there.
+    """
+    path = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "response_times_cavanagh.csv"
+    if not path.exists():
+        return None
+    people = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            easy, correct = row["stim"] == "WL", float(row["response"]) == 1
+            trial = [float(easy), float(row["rt"]), float(correct == easy)]
+            people.setdefault(row["participant_id"], ([], []))[easy].append(trial)
+    return list(people.values())
+
+
+def with_trials_of(model, counts, num):
+    """Data sets in which each person has a number of trials of each stimulus of their own, counts (persons, 2)."""
+    x = model(num)
+    half = x.shape[2] // 2
+    place = torch.arange(2 * half)
+    keep = place % half < counts[:, place // half]
+    return x * keep.unsqueeze(-1)
+
+
+def test_evidence_accumulation():
+    """Four models of 14 persons with 200 to 310 trials each, and of 14 people whose response times were recorded."""
+    scale, people, start = ACCUMULATION, read_deciders(), time.perf_counter()
+    if people is None:
+        counts = torch.randint(100, 156, (14, 2), generator=torch.Generator().manual_seed(0))
+    else:
+        counts = torch.tensor([[len(hard), len(easy)] for hard, easy in people])
+    models = EvidenceAccumulation(len(counts), 2 * int(counts.max()), dt=scale["dt"])
+    simulators = [lambda num, model=model: with_trials_of(model, counts, num) for model in models.models]
+    settings = {"batch_size": 100, "num_workers": scale["workers"]}
+    model_index, x = simulate_models(simulators, scale["simulations"], seed=1, **settings)
+    test_index, test_x = simulate_models(simulators, scale["tests"], seed=2, **settings)
+    simulated = time.perf_counter() - start
+
+    def build():
+        trainer = ModelComparison(4, HierarchicalEmbedding(3), show_progress_bars=False)
+        return trainer.append_simulations(model_index, x)
+
+    training = {"training_batch_size": 64, "max_num_epochs": scale["epochs"]}
+    ensemble = train_ensemble(build, scale["members"], 0, scale["workers"], train_settings=training)
+    seconds = time.perf_counter() - start
+    found = model_calibration(ensemble.log_probs(test_x), test_index, seed=0)
+    name, command = "evidence accumulation, 14 persons × 200–310 trials", f"{COMMAND} accumulation"
+    settings = ", ".join(f"{key} {value}" for key, value in scale.items())
+    report(f"{name} ({settings})", f"{found}; {simulated:.0f} s simulating, {seconds:.0f} s in all", command)
+    singles = [model_calibration(member.log_probs(test_x), test_index, seed=0) for member in ensemble.members]
+    report(
+        "of these, single nets", "; ".join(f"log score {s.log_score:.4f}, ECE {s.ece:.4f}" for s in singles), command
+    )
+    report(f"of these, confusion ({', '.join(models.names)})", str(found.confusion.numpy().round(3).tolist()), command)
+    if people is not None:
+        observed = pack_groups([[hard + easy for hard, easy in people]])
+        judged = model_report(ensemble, observed, test_x, test_index, model_names=models.names, seed=0)
+        print(judged)
+        probs = zip(models.names, judged.probs[0].tolist(), judged.spread[0].tolist(), strict=True)
+        text = ", ".join(f"{model} {p:.3f} ± {sd:.3f}" for model, p, sd in probs)
+        p_values = ", ".join(f"{p:.3f}" for p in judged.atypicality.model_p_value[0].tolist())
+        text += f"; atypicality p = {float(judged.atypicality.p_value[0]):.4f} (of each model alone: {p_values})"
+        report("14 people (Cavanagh et al. 2011), easy and hard trials", text, command)
+    assert found.ece <= 2 * found.ece_floor_upper and found.accuracy >= 0.7

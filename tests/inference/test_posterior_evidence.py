@@ -47,7 +47,7 @@ def x():
 @pytest.mark.parametrize("method", ["importance", "identity"])
 def test_an_exact_posterior_gives_the_exact_evidence_whatever_the_draws(x, method):
     model = Gaussian()
-    found = posterior_evidence(model, model.log_likelihood, model.prior, x, 10, method, seed=0)
+    found = posterior_evidence(model, model.log_likelihood, model.prior, x, 10, method, 1, seed=0)
     torch.testing.assert_close(found.log_evidence, model.exact(x), atol=1e-4, rtol=0)
     assert found.stderr.max() < 1e-4 and found.effective_sample_size.min() > 9.999
 
@@ -55,7 +55,7 @@ def test_an_exact_posterior_gives_the_exact_evidence_whatever_the_draws(x, metho
 def test_a_poor_posterior_is_mended_by_importance_and_seen_in_the_spread(x):
     model = Gaussian(widen=1.5, shift=0.3)
     weighted, identity = (
-        posterior_evidence(model, model.log_likelihood, model.prior, x, 4000, method, seed=0)
+        posterior_evidence(model, model.log_likelihood, model.prior, x, 4000, method, 1, seed=0)
         for method in ("importance", "identity")
     )
     error = (weighted.log_evidence - model.exact(x)) / weighted.stderr
@@ -67,13 +67,25 @@ def test_a_poor_posterior_is_mended_by_importance_and_seen_in_the_spread(x):
     assert 1000 < float(weighted.effective_sample_size.mean()) < 3900
 
 
+def test_rounds_adapt_where_the_posterior_given_lies_far_off(x):
+    """q is six posterior standard deviations beside the posterior: one round says little, five are right."""
+    model = Gaussian(shift=6 * (1 + NUM) ** -0.5)
+    errors = []
+    for num_rounds in (1, 5):
+        found = posterior_evidence(model, model.log_likelihood, model.prior, x, 500, num_rounds=num_rounds, seed=0)
+        errors.append(found.log_evidence - model.exact(x))
+    assert errors[0].abs().mean() > 1
+    assert errors[1].abs().max() < 0.3 and abs(float((errors[1] / found.stderr).mean())) < 4 / math.sqrt(len(x)) + 0.05
+    assert found.effective_sample_size.min() > 200
+
+
 def test_draws_outside_the_prior_count_nothing():
     """θ ~ U(0, 1): the untruncated normal q leaks below 0, and p(x) is an integral over [0, 1]."""
     model = Gaussian()
     prior = Independent(Uniform(torch.zeros(1), torch.ones(1)), 1)
     torch.manual_seed(0)
     x = 0.1 + torch.randn(50, NUM)
-    found = posterior_evidence(model, model.log_likelihood, prior, x, 20_000, seed=0)
+    found = posterior_evidence(model, model.log_likelihood, prior, x, 20_000, num_rounds=1, seed=0)
     grid = torch.linspace(0, 1, 2001, dtype=torch.float64)
     values = Normal(grid[:, None, None], 1.0).log_prob(x.double()).sum(-1).exp()
     exact = torch.trapezoid(values, grid, dim=0).log()

@@ -11,6 +11,10 @@ and with q in place of p(θ | x) there are two ways to read it. With w(θ) = p(x
 - ``"identity"``: S⁻¹ Σ_s log w(θ_s), a lower bound on log p(x), short of it by KL(q ‖ posterior). All terms are equal where
   q is exact: their spread shows what q gets wrong, however large S.
 
+Where q is poor few draws carry all the weight. Importance sampling therefore adapts to each data set: from the weighted
+draws so far, the largest weights flattened (Koblents & Míguez 2015, doi 10.1007/s11222-013-9440-2), a multivariate t in
+unconstrained coordinates is fitted, which the next round draws from. Given earlier rounds the last one is unbiased.
+
 The likelihood may be exact, one in which some parameters are integrated out, or a fitted one of sbi's (NLE).
 """
 
@@ -28,6 +32,7 @@ from ...simulators.base import prior_log_prob
 from ...simulators.model_family import as_log_prior
 from ...utils.checks import as_finite_tensor, check_count
 from ...utils.seeding import seeded
+from ...utils.transforms import to_unconstrained
 from .model_probabilities import ModelProbabilities
 
 __all__ = ["Evidence", "PosteriorEvidence", "posterior_evidence"]
@@ -58,6 +63,7 @@ def posterior_evidence(
     x: Tensor,
     num_samples: int = 1000,
     method: Literal["importance", "identity"] = "importance",
+    num_rounds: int = 5,
     seed: int | None = None,
 ) -> Evidence:
     """Log-evidences of data sets from a posterior fitted to one model.
@@ -68,8 +74,9 @@ def posterior_evidence(
         log_likelihood: (theta (S, B, P), x (1, B, *event)) -> log p(x | theta), (S, B).
         prior: The model's prior over theta, with `log_prob`.
         x: Data sets (B, *event).
-        num_samples: Draws S of the posterior for each data set.
+        num_samples: Draws S for each data set, in each round.
         method: "importance" or "identity", as above.
+        num_rounds: Rounds of importance sampling; the first draws from the posterior given, and with 1 there is no other.
         seed: Seed; the global generator if None.
 
     Raises:
@@ -82,7 +89,9 @@ def posterior_evidence(
     x, num_samples = as_finite_tensor(x, "x"), check_count(num_samples, "num_samples", 2)
     size = max(1, _AT_ONCE // num_samples)
     with seeded(seed):
-        parts = [_log_weights(posterior, log_likelihood, prior, part, num_samples) for part in x.split(size)]
+        rounds = check_count(num_rounds, "num_rounds") if method == "importance" else 1
+        target = _Target(log_likelihood, prior)
+        parts = [_log_weights(posterior, target, part, num_samples, rounds) for part in x.split(size)]
     log_weights = torch.cat(parts, dim=1)
     nothing = log_weights.amax(0).isneginf()
     if nothing.any():
@@ -98,8 +107,22 @@ def posterior_evidence(
     return Evidence(log_weights.mean(0), log_weights.std(0) / math.sqrt(num_samples), sizes)
 
 
-def _log_weights(posterior: Any, log_likelihood: Callable, prior: Any, x: Tensor, num: int) -> Tensor:
-    """log w(θ_s), shape (S, B), float64; −inf outside the prior."""
+class _Target:
+    """log p(x | θ) + log p(θ), −inf outside the prior."""
+
+    def __init__(self, log_likelihood: Callable[[Tensor, Tensor], Tensor], prior: Any):
+        self._log_likelihood, self.prior = log_likelihood, prior
+
+    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
+        log_prior = prior_log_prob(self.prior, theta).double()
+        inside = log_prior.isfinite()
+        safe = torch.where(inside.unsqueeze(-1), theta, theta[inside][:1] if bool(inside.any()) else theta)
+        value = self._log_likelihood(safe, x.unsqueeze(0)).double() + log_prior
+        return torch.where(inside & ~value.isnan(), value, -torch.inf)
+
+
+def _log_weights(posterior: Any, target: _Target, x: Tensor, num: int, num_rounds: int) -> Tensor:
+    """log w(θ_s) of the last round, shape (S, B), float64; −inf outside the prior."""
     estimator = getattr(posterior, "posterior_estimator", None)
     if estimator is None:
         theta = posterior.sample_batched((num,), x=x, show_progress_bars=False)
@@ -107,11 +130,61 @@ def _log_weights(posterior: Any, log_likelihood: Callable, prior: Any, x: Tensor
     else:  # q as it is, with what leaks out of the prior: such draws count with weight 0
         theta = estimator.sample((num,), condition=x)
         log_q = estimator.log_prob(theta, condition=x)
-    log_prior = prior_log_prob(prior, theta).double()
-    inside = log_prior.isfinite()
-    safe = torch.where(inside.unsqueeze(-1), theta, theta[inside][:1] if bool(inside.any()) else theta)
-    value = log_likelihood(safe, x.unsqueeze(0)).double() + log_prior - log_q.double()
-    return torch.where(inside & ~value.isnan(), value, -torch.inf)
+    log_weights = target(theta, x) - log_q.double()
+    if num_rounds == 1:
+        return log_weights
+    transform = to_unconstrained(target.prior)
+    draws, weights = [], []
+    for _ in range(num_rounds - 1):
+        draws.append(torch.where(log_weights.isneginf().unsqueeze(-1), torch.nan, transform(theta).double()))
+        weights.append(log_weights)
+        proposal = _fitted_t(torch.cat(draws), torch.cat(weights))
+        free = proposal.sample((num,))
+        theta = transform.inv(free).to(theta)
+        volume = transform.log_abs_det_jacobian(theta, transform(theta)).double()
+        volume = volume.sum(-1) if volume.ndim == free.ndim else volume
+        log_weights = target(theta, x) - proposal.log_prob(free) - volume
+        log_weights = torch.where(log_weights.isnan(), -torch.inf, log_weights)
+    return log_weights
+
+
+def _fitted_t(free: Tensor, log_weights: Tensor, df: float = 5.0) -> _MultivariateT:
+    """A t (B, P) with mean and covariance of weighted draws (S, B, P), whose largest weights are made equal."""
+    num, _, dim = free.shape
+    largest = log_weights.topk(min(3 * (dim + 1), num), dim=0).values
+    log_weights = torch.minimum(log_weights, largest[-1])
+    weights = torch.where(log_weights.isneginf(), 0.0, (log_weights - log_weights.amax(0)).exp())
+    lost = weights.sum(0) == 0  # fewer draws than that inside the prior: all of these count alike
+    weights = torch.where(lost, free.isfinite().all(-1).double(), weights)
+    weights = weights / weights.sum(0).clamp_min(1e-300)
+    free = free.nan_to_num(0.0)
+    mean = (weights.unsqueeze(-1) * free).sum(0)
+    centred = free - mean
+    # Rather too wide than too narrow: it also has to find its way where the draws so far lie beside the posterior.
+    covariance = 1.5 * torch.einsum("sb,sbi,sbj->bij", weights, centred, centred)
+    ridge = 1e-6 * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-9)
+    return _MultivariateT(mean, torch.linalg.cholesky(covariance + ridge[:, None, None] * torch.eye(dim).double()), df)
+
+
+class _MultivariateT:
+    """Multivariate t with location (B, P) and lower scale matrix (B, P, P)."""
+
+    def __init__(self, mean: Tensor, scale: Tensor, df: float):
+        self._mean, self._scale, self._df = mean, scale, df
+
+    def sample(self, shape: tuple[int, ...]) -> Tensor:
+        normal = torch.randn(*shape, *self._mean.shape, dtype=self._mean.dtype)
+        chi2 = torch.distributions.Chi2(torch.tensor(self._df, dtype=self._mean.dtype))
+        spread = (self._df / chi2.sample(normal.shape[:-1])).sqrt().unsqueeze(-1)
+        return self._mean + spread * (self._scale @ normal.unsqueeze(-1)).squeeze(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        dim, df = self._mean.shape[-1], self._df
+        centred = (value - self._mean).unsqueeze(-1)
+        scaled = torch.linalg.solve_triangular(self._scale, centred, upper=False).squeeze(-1)
+        log_det = self._scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        constant = math.lgamma((df + dim) / 2) - math.lgamma(df / 2) - 0.5 * dim * math.log(df * math.pi)
+        return constant - log_det - 0.5 * (df + dim) * torch.log1p(scaled.square().sum(-1) / df)
 
 
 class PosteriorEvidence(ModelProbabilities):
@@ -124,6 +197,7 @@ class PosteriorEvidence(ModelProbabilities):
         model_prior: Positive weights (J,) of the models; equal ones if None.
         num_samples: Draws for each data set and model.
         method: As for `posterior_evidence`.
+        num_rounds: As for `posterior_evidence`.
         seed: Seed of the draws; the global generator if None.
 
     Raises:
@@ -138,6 +212,7 @@ class PosteriorEvidence(ModelProbabilities):
         model_prior: Any = None,
         num_samples: int = 1000,
         method: Literal["importance", "identity"] = "importance",
+        num_rounds: int = 5,
         seed: int | None = None,
     ):
         lengths = len(posteriors), len(log_likelihoods), len(priors)
@@ -148,7 +223,12 @@ class PosteriorEvidence(ModelProbabilities):
         self.models = list(zip(posteriors, log_likelihoods, priors, strict=True))
         self.num_models = len(self.models)
         self.model_prior = as_log_prior(model_prior, self.num_models).exp()
-        self._settings: dict[str, Any] = {"num_samples": num_samples, "method": method, "seed": seed}
+        self._settings: dict[str, Any] = {
+            "num_samples": num_samples,
+            "method": method,
+            "num_rounds": num_rounds,
+            "seed": seed,
+        }
 
     def evidences(self, x: Tensor) -> list[Evidence]:
         """Log-evidences of data sets x (B, *event) under each model, with standard errors and effective sample sizes."""
