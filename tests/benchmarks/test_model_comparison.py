@@ -47,29 +47,34 @@ def as_text(figures):
     return ", ".join(f"{name} {float(torch.as_tensor(value).mean()):.4f}" for name, value in figures.items())
 
 
-def train_and_test(models, num_simulations, epochs, num_test, name, command):
-    """Train with at most six minutes and report; returns the figures, the test data and the exact evidences."""
+def train_and_test(models, num_simulations, epochs, num_test, name, command, num_members=1):
+    """Train nets with at most six minutes and report; returns the figures, the test data, seconds and speed."""
     model_index, x = simulate_models(models, num_simulations, seed=1)
     test_index, test_x = simulate_models(models, num_test, seed=2)
-    torch.manual_seed(0)
-    comparison = ModelComparison(2, HierarchicalEmbedding(1), show_progress_bars=False)
-    comparison.append_simulations(model_index, x)
+
+    def build():
+        trainer = ModelComparison(2, HierarchicalEmbedding(1), show_progress_bars=False)
+        return trainer.append_simulations(model_index, x)
+
+    settings = {"max_num_epochs": epochs, "max_seconds": 350 / -(-num_members // 2)}
     start = time.perf_counter()
-    comparison.train(max_num_epochs=epochs, max_seconds=350, seed=0)
+    ensemble = train_ensemble(build, num_members, seed=0, num_workers=min(2, num_members), train_settings=settings)
     seconds = time.perf_counter() - start
-    posterior = comparison.build_posterior()
     start = time.perf_counter()
-    net = posterior.log_evidences(test_x)
+    net = ensemble.log_probs(test_x)
     rate = num_test / (time.perf_counter() - start)
-    figures = scores(exact_evidences(models, test_x), net, test_index)
-    passes = len(comparison.validation_losses)
-    text = f"{as_text(figures)}; {seconds:.0f} s for {passes} epochs, {rate:,.0f} data sets a second"
-    report(f"{name}, {num_simulations:,} simulations", text, f"{COMMAND} {command}")
+    exact = exact_evidences(models, test_x)
+    figures = scores(exact, net, test_index)
+    alone = [float(scores(exact, member.log_probs(test_x), test_index)["KL"].mean()) for member in ensemble]
+    text = f"{as_text(figures)}; {seconds:.0f} s for at most {epochs} epochs, {rate:,.0f} data sets a second"
+    text += f"; KL of single nets {', '.join(f'{value:.5f}' for value in alone)}"
+    report(f"{name}, {num_simulations:,} simulations, {num_members} nets", text, f"{COMMAND} {command}")
     return figures, test_x, seconds, rate
 
 
 def test_twenty_by_twenty():
-    figures, _, seconds, rate = train_and_test(NestedNormal(20, 20), 40_000, 24, 1500, "nested normal 20×20", "twenty")
+    models = NestedNormal(20, 20)
+    figures, _, seconds, rate = train_and_test(models, 40_000, 24, 1500, "nested normal 20×20", "twenty", num_members=3)
     assert figures["KL"].mean() <= 0.0008 and seconds <= 360 and rate >= 8000
     assert figures["RMSE of log BF below 9"] <= 0.5
 
