@@ -127,3 +127,15 @@ def test_what_is_wrong_is_named(x):
         compare_evidence_routes({"one": route}, x, torch.zeros(len(x), 3))
     with pytest.raises(ValueError, match="models are numbered"):
         route.log_bayes_factor(x, 2, 0)
+
+
+def test_data_sets_that_are_hard_to_find_get_more_rounds(x):
+    """q lies twelve posterior standard deviations beside the posterior where the first observation is positive."""
+    model = Gaussian()
+    mean_of = model._q
+    far = 12 * (1 + NUM) ** -0.5
+    model._q = lambda x: Independent(Normal(mean_of(x).mean + far * (x[..., :1] > 0), (1 + NUM) ** -0.5), 1)
+    found = posterior_evidence(model, model.log_likelihood, model.prior, x, 500, seed=0)
+    assert found.effective_sample_size.min() > 50
+    # "Settled" is .2 nats, and 50 draws leave a standard error of .14.
+    assert (found.log_evidence - model.exact(x)).abs().max() < 0.2 + 3 * 0.14

@@ -38,6 +38,7 @@ from .model_probabilities import ModelProbabilities
 __all__ = ["Evidence", "PosteriorEvidence", "posterior_evidence"]
 
 _AT_ONCE = 2**17  # draws whose likelihoods are computed together
+_PATIENCE = 4  # times `num_rounds` for data sets that are hard to find
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def posterior_evidence(
         num_samples: Draws S for each data set, in each round.
         method: "importance" or "identity", as above.
         num_rounds: Rounds of importance sampling; the first draws from the posterior given, and with 1 there is no other.
+            Data sets whose effective sample size is then below a tenth of the draws, or whose evidence has not settled, go
+            on, up to four times as long.
         seed: Seed; the global generator if None.
 
     Raises:
@@ -100,8 +103,7 @@ def posterior_evidence(
             "does not belong to this model, or its training did not reach such data."
         )
     log_mean = log_weights.logsumexp(0) - math.log(num_samples)
-    weights = (log_weights - log_mean).exp()  # of mean 1
-    sizes = num_samples / weights.square().mean(0)
+    weights, sizes = (log_weights - log_mean).exp(), _effective_sample_size(log_weights)
     if method == "importance":
         return Evidence(log_mean, weights.std(0) / math.sqrt(num_samples), sizes)
     return Evidence(log_weights.mean(0), log_weights.std(0) / math.sqrt(num_samples), sizes)
@@ -133,9 +135,9 @@ def _log_weights(posterior: Any, target: _Target, x: Tensor, num: int, num_round
     log_weights = target(theta, x) - log_q.double()
     if num_rounds == 1:
         return log_weights
-    transform = to_unconstrained(target.prior)
-    draws, weights = [], []
-    for _ in range(num_rounds - 1):
+    transform, found = to_unconstrained(target.prior), log_weights.clone()
+    draws, weights, rows = [], [], torch.arange(len(x))
+    for number in range(1, _PATIENCE * num_rounds):
         draws.append(torch.where(log_weights.isneginf().unsqueeze(-1), torch.nan, transform(theta).double()))
         weights.append(log_weights)
         proposal = _fitted_t(torch.cat(draws), torch.cat(weights))
@@ -145,7 +147,22 @@ def _log_weights(posterior: Any, target: _Target, x: Tensor, num: int, num_round
         volume = volume.sum(-1) if volume.ndim == free.ndim else volume
         log_weights = target(theta, x) - proposal.log_prob(free) - volume
         log_weights = torch.where(log_weights.isnan(), -torch.inf, log_weights)
-    return log_weights
+        found[:, rows] = log_weights
+        if number < num_rounds - 1:
+            continue
+        # Far from the posterior, weights can be alike and the size large; but then the evidence still grows.
+        change = (log_weights.logsumexp(0) - weights[-1].logsumexp(0)).abs()
+        poor = ~((_effective_sample_size(log_weights) >= num / 10) & (change < 0.2))
+        if not poor.any():
+            break
+        rows, x, theta, log_weights = rows[poor], x[poor], theta[:, poor], log_weights[:, poor]
+        draws, weights = [part[:, poor] for part in draws], [part[:, poor] for part in weights]
+    return found
+
+
+def _effective_sample_size(log_weights: Tensor) -> Tensor:
+    """(Σ w)² / Σ w² of weights (S, B); NaN where all are 0."""
+    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
 
 
 def _fitted_t(free: Tensor, log_weights: Tensor, df: float = 5.0) -> _MultivariateT:
