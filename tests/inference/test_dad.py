@@ -112,6 +112,23 @@ def test_without_a_seed_the_global_generator_decides():
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
+def test_experiments_grow_to_their_full_length(monkeypatch):
+    lengths = []
+
+    def recorded(simulator, policy, theta, num_trials, *arguments):
+        lengths.append(num_trials)
+        return rollout(simulator, policy, theta, num_trials, *arguments)
+
+    monkeypatch.setattr("sbi_bed.inference.trainers.policy_step.rollout", recorded)
+    trainer(horizon=4).train(20, 8, 7, seed=0, first_trials=1)
+    assert lengths == [1] * 3 + [2] * 3 + [3] * 2 + [4] * 12
+    lengths.clear()
+    trainer(horizon=2).train(2, 8, 7, seed=0, first_trials=9)
+    assert lengths == [2, 2]
+    with pytest.raises(ValueError, match="first_trials"):
+        trainer().train(2, 8, 7, first_trials=0)
+
+
 def test_the_policy_is_trained_in_place_and_returned_for_use():
     policy = TinyPolicy(LinearGaussian())
     before = weights(policy).clone()
@@ -121,7 +138,14 @@ def test_the_policy_is_trained_in_place_and_returned_for_use():
 
 @pytest.mark.parametrize("build", [LinearGaussian, lambda: YesNo(torch.float32)])
 def test_an_interrupted_training_ends_bitwise_as_an_uninterrupted_one(build, tmp_path):
-    settings = {"num_steps": 60, "batch_size": 8, "num_contrastive": 7, "learning_rate": 1e-2, "seed": 3}
+    settings = {
+        "num_steps": 60,
+        "batch_size": 8,
+        "num_contrastive": 7,
+        "learning_rate": 1e-2,
+        "seed": 3,
+        "first_trials": 1,
+    }
     whole = trainer(build(), policy=None)
     policy = whole.train(**settings)
     path = tmp_path / "checkpoint"

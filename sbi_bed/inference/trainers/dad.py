@@ -140,6 +140,7 @@ class DAD:
         final_learning_rate: float = 0.01,
         max_seconds: float | None = None,
         bound_steps: int = 0,
+        first_trials: int | None = None,
         checkpoint: str | Path | None = None,
         checkpoint_every: int = 500,
         resume: bool = False,
@@ -171,6 +172,8 @@ class DAD:
             max_seconds: Stop after so many seconds at the latest; the learning rate falls accordingly.
             bound_steps: Steps that a net inside the bound takes alone, on new histories, before each step of both. They are
                 cheap, since nothing is differentiated through designs.
+            first_trials: Begin with experiments of so many trials, and let them grow to their full length in the first two
+                fifths of the training: early steps are then cheaper, and what they teach carries over.
             checkpoint: File that holds the training's state, written every `checkpoint_every` steps and at the end.
             checkpoint_every: Steps between checkpoints.
             resume: Go on from `checkpoint` where it exists; the result is that of an uninterrupted training.
@@ -196,6 +199,7 @@ class DAD:
             max_seconds=max_seconds,
             bound_steps=bound_steps,
             objective=objective,
+            first_trials=first_trials,
         )
         if resume and checkpoint is None:
             raise ValueError("resume=True needs checkpoint=, the file to go on from.")
@@ -225,11 +229,11 @@ class DAD:
                 used = 0.0 if max_seconds is None else (time.perf_counter() - begin) / max_seconds
                 if used >= 1:
                     break
-                rate = settings.learning_rate_at(max(step / settings.num_steps, used))
-                bound, norm = step_of(step, rate)
+                done = max(step / settings.num_steps, used)
+                bound, norm = step_of(step, done)
                 self.num_steps = step + 1
                 if step % 20 == 19 or step == settings.num_steps - 1:
-                    self._report(progress, step, bound, rate, norm)
+                    self._report(progress, step, bound, settings.learning_rate_at(done), norm)
                 last = step == settings.num_steps - 1
                 if checkpoint is not None and first and ((step + 1) % checkpoint_every == 0 or last):
                     self._keep(checkpoint, description, optimizer)

@@ -62,14 +62,17 @@ class Experiments:
         index = torch.randint(len(self._draws), (num,), device=self.device)
         return self._draws[index], self._states[index]
 
-    def run(self, policy: Any, num: int, detach_outcomes: bool | None = None) -> tuple[Tensor, Rollout]:
-        """Theta (num, P) and what was designed and observed."""
+    def run(
+        self, policy: Any, num: int, detach_outcomes: bool | None = None, num_trials: int | None = None
+    ) -> tuple[Tensor, Rollout]:
+        """Theta (num, P) and what was designed and observed, in the first `num_trials` trials or in all."""
         theta, state = self.sample(num)
-        return theta, rollout(self.simulator, policy, theta, self.num_trials, self.history, detach_outcomes, state)
+        num_trials = self.num_trials if num_trials is None else num_trials
+        return theta, rollout(self.simulator, policy, theta, num_trials, self.history, detach_outcomes, state)
 
 
 class PolicyStep:
-    """Takes one step of the optimiser when called: (step, learning rate) -> bound and gradient norm.
+    """Takes one step of the optimiser when called: (step, share of the training behind) -> bound and gradient norm.
 
     Args:
         experiments: What to train on.
@@ -106,17 +109,18 @@ class PolicyStep:
         space = experiments.simulator.design_space
         self._bounded: Any = BoundedGradients(policy, space, largest) if largest < math.inf else policy
 
-    def __call__(self, step: int, learning_rate: float) -> tuple[Tensor, Tensor]:
+    def __call__(self, step: int, done: float) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = self.settings.learning_rate_at(done)
+        num_trials = self.settings.num_trials_at(done, self.experiments.num_trials)
         if self.bound is not None:
             for extra in range(1, self.settings.bound_steps + 1):
-                self._fit(self.bound, step, extra)
+                self._fit(self.bound, num_trials, step, extra)
         # Asked for the score function, score outcomes whole; else differentiate what of them is reparameterised.
         detach_outcomes = True if self.settings.gradient == "score" else None
 
         def loss_of_shard() -> tuple[Tensor, Tensor]:
-            loss, terms = self.objective(*self.experiments.run(self._bounded, self._size, detach_outcomes))
+            loss, terms = self.objective(*self.experiments.run(self._bounded, self._size, detach_outcomes, num_trials))
             return loss, terms.mean()
 
         bound, norm = self._climb(loss_of_shard, self._nets, step)
@@ -129,12 +133,12 @@ class PolicyStep:
         self.optimizer.step()
         return bound, norm
 
-    def _fit(self, bound: NeuralBound, *step: int) -> None:
+    def _fit(self, bound: NeuralBound, num_trials: int, *step: int) -> None:
         """One step of the net inside the bound alone, on new histories of the policy as it is."""
 
         def loss_of_shard() -> tuple[Tensor, Tensor]:
             with torch.no_grad():
-                theta, trials = self.experiments.run(self.policy, self._size)
+                theta, trials = self.experiments.run(self.policy, self._size, num_trials=num_trials)
             loss = bound.fitting_loss(theta, continue_history(self.experiments.history, *trials))
             return loss, loss.detach()
 

@@ -18,6 +18,8 @@ _CHOICES = {
     "objective": ("parameters", "model"),
 }
 
+_GROWING = 0.4  # share of a training in which experiments grow to their full length
+
 
 def cosine_decay(done: float, final: float = 0.01) -> float:
     """Share of the first learning rate when a share `done` of the training is behind: along a cosine, to `final`."""
@@ -73,12 +75,15 @@ class TrainingSettings(Settings):
     max_seconds: float | None
     bound_steps: int
     objective: str
+    first_trials: int | None
 
     def __post_init__(self):
         for name in ("num_steps", "num_contrastive"):
             self._set(name, check_count(getattr(self, name), name))
         self._set("batch_size", check_count(self.batch_size, "batch_size", 2))
         self._set("bound_steps", check_count(self.bound_steps, "bound_steps", 0))
+        if self.first_trials is not None:
+            self._set("first_trials", check_count(self.first_trials, "first_trials"))
         self._set("seed", None if self.seed is None else int(self.seed))
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -94,3 +99,8 @@ class TrainingSettings(Settings):
             self._set(name, float(value))
         if self.num_shards is not None:
             self._set("num_shards", check_count(self.num_shards, "num_shards"))
+
+    def num_trials_at(self, done: float, num_trials: int) -> int:
+        """Trials of the experiments simulated when a share `done` of the training is behind, out of `num_trials`."""
+        first = num_trials if self.first_trials is None else min(self.first_trials, num_trials)
+        return min(num_trials, first + int((num_trials - first) * done / _GROWING))
