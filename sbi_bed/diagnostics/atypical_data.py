@@ -39,9 +39,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..simulators.model_family import as_model_index
 from ..utils.checks import as_finite_tensor, check_count
 from ..utils.seeding import seeded
-from .calibration import as_model_index
 from .mmd import mmd_test
 
 __all__ = ["Atypicality", "atypicality", "model_proportions", "summary_atypicality"]

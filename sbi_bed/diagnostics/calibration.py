@@ -22,6 +22,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
+from ..simulators.model_family import as_model_index
 from ..utils.checks import as_finite_tensor, check_count
 from ..utils.seeding import seeded
 
@@ -29,7 +30,6 @@ __all__ = [
     "ModelCalibration",
     "ReliabilityBins",
     "as_log_probs",
-    "as_model_index",
     "mean_and_stderr",
     "model_calibration",
 ]
@@ -225,21 +225,3 @@ def as_log_probs(log_probs: Any, name: str) -> Tensor:
             "apply log_softmax(-1) to unnormalised ones, log() to probabilities."
         )
     return log_probs.log_softmax(-1)
-
-
-def as_model_index(model_index: Any, num: int, num_models: int, name: str = "model_index") -> Tensor:
-    """Indices of models (num,) as int64 on the CPU.
-
-    Raises:
-        ValueError: If the shape is another, or an index is not a whole number below `num_models`.
-    """
-    index = torch.as_tensor(model_index).detach().cpu()
-    if index.shape != (num,):
-        raise ValueError(f"{name} must have shape ({num},), one index for each data set, got {tuple(index.shape)}.")
-    wrong = ~((index >= 0) & (index < num_models) & (index == index.round() if index.is_floating_point() else True))
-    if wrong.any():
-        first = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"{name} must be whole numbers from 0 to {num_models - 1}, got {index[first].item()} at index {first}."
-        )
-    return index.long()

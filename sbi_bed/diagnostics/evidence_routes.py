@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inference.posteriors.model_probabilities import ModelProbabilities
+from ..simulators.model_family import as_log_prior
 from ..utils.text_table import format_table
 
 __all__ = ["EvidenceRoutes", "compare_evidence_routes"]
@@ -70,9 +70,7 @@ def compare_evidence_routes(
         ValueError: If there is nothing to compare, or the routes are over different numbers of models.
 
     Example:
-        >>> class Known(ModelProbabilities):
-        ...     num_models, model_prior = 2, torch.ones(2) / 2
-        ...
+        >>> class Known:
         ...     def log_evidences(self, x):
         ...         return torch.stack([-(x[:, 0] ** 2), -((x[:, 0] - 1) ** 2)], -1).double()
         >>> x = torch.randn(100, 1)
@@ -87,7 +85,8 @@ def compare_evidence_routes(
     shapes = {name: tuple(value.shape) for name, value in evidences.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"all routes must give log-evidences of one shape (B, J), got {shapes}.")
-    log_probs = {name: _Given(value, model_prior).log_probs(x) for name, value in evidences.items()}
+    log_prior = as_log_prior(model_prior, next(iter(shapes.values()))[-1])
+    log_probs = {name: (value + log_prior).log_softmax(-1) for name, value in evidences.items()}
     stacked = torch.stack(list(log_probs.values())).exp()
     return EvidenceRoutes(
         {name: value[:, 1:] - value[:, :1] for name, value in evidences.items()},
@@ -95,15 +94,3 @@ def compare_evidence_routes(
         next(iter(evidences)),
         (stacked.amax(0) - stacked.amin(0)).amax(-1),
     )
-
-
-class _Given(ModelProbabilities):
-    """Evidences that are there already."""
-
-    def __init__(self, evidences: Tensor, model_prior: Any):
-        self.num_models = evidences.shape[-1]
-        self.model_prior = torch.ones(self.num_models) if model_prior is None else model_prior
-        self._evidences = evidences
-
-    def log_evidences(self, x: Tensor) -> Tensor:
-        return self._evidences

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..objectives.bounds import stderr_over_blocks
-from ..objectives.model_gain import log_model_probs, sample_of_each_model
+from ..objectives.model_gain import gain_about_model, log_model_probs, sample_of_each_model
 from ..simulators.model_mixture import ModelMixture
 from ..simulators.rollout import rollout
 from ..utils.checks import check_count
@@ -97,13 +97,13 @@ def model_information_gain(
             ]
         )
     index = mixture.model_index(theta)
-    own = log_probs.gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    terms = own - mixture.log_model_prior.to(own)[index]
+    terms = gain_about_model(mixture, log_probs, index)
+    log_prob = (terms + mixture.log_model_prior.to(terms)[index]).mean()
     accuracy = (log_probs.argmax(-1) == index).double().mean()
     return ModelInformationGain(
         float(terms.mean()),
         stderr_over_blocks(terms, blocks),
-        float(own.mean()),
+        float(log_prob),
         float(accuracy),
         num_contrastive,
         log_probs,

@@ -28,7 +28,7 @@ from ..simulators.base import DesignSimulator
 from ..simulators.rollout import Rollout
 from .contrastive import log_likelihood_of_history, log_sum_likelihood, snmc, spce
 
-__all__ = ["Baseline", "pathwise_loss", "score_function_loss", "score_function_surrogate"]
+__all__ = ["Baseline", "log_prob_of_drawn", "pathwise_loss", "score_function_loss", "score_function_surrogate"]
 
 Baseline = Literal["prefix", "mean", "none"]
 
@@ -78,13 +78,29 @@ def score_function_loss(
         baseline: Control variate: "prefix" as above; "mean", the others' mean of g_T alone; "none".
     """
     by_trial = log_likelihood_of_history(simulator, theta, *trials)
+    scored = log_prob_of_drawn(simulator, theta, trials, by_trial)
     log_sums = log_sum_likelihood(simulator, contrastive, *trials, log_weights, every_trial=True, compile=compile)
     nested = spce if log_weights is None else snmc
     bounds = nested(by_trial.cumsum(-1), log_sums.transpose(0, 1), len(contrastive))
-    scored = by_trial  # of detached outcomes all is scored, of attached ones the part that is not differentiated
-    if trials.outcomes.requires_grad:
-        scored = simulator.log_discrete(theta.unsqueeze(-2), trials.designs, trials.outcomes.detach())
     return score_function_surrogate(bounds, scored, baseline), bounds[:, -1].detach()
+
+
+def log_prob_of_drawn(
+    simulator: DesignSimulator, theta: Tensor, trials: Rollout, log_likelihood: Tensor | None = None
+) -> Tensor:
+    """log p(y_t | θ_0, ξ_t) of what is drawn and not differentiated, (B, T), attached to the designs.
+
+    Of detached outcomes that is all, of attached ones the part that is discrete.
+
+    Args:
+        simulator: Experiment with a likelihood.
+        theta: θ_0 that the trials were simulated from, (B, P).
+        trials: Designs (B, T, D) and outcomes (B, T, O).
+        log_likelihood: log p(y_t | θ_0, ξ_t), (B, T), where it is at hand.
+    """
+    if trials.outcomes.requires_grad:
+        return simulator.log_discrete(theta.unsqueeze(-2), trials.designs, trials.outcomes.detach())
+    return log_likelihood_of_history(simulator, theta, *trials) if log_likelihood is None else log_likelihood
 
 
 def score_function_surrogate(bounds: Tensor, scored: Tensor, baseline: Baseline) -> Tensor:

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from ..simulators.model_mixture import ModelMixture
 from ..simulators.rollout import Rollout
-from .contrastive import log_likelihood_of_history, log_sum_likelihood
-from .losses import Baseline, score_function_surrogate
+from .contrastive import log_sum_likelihood
+from .losses import Baseline, log_prob_of_drawn, score_function_surrogate
 
-__all__ = ["log_model_probs", "model_gain_loss", "sample_of_each_model"]
+__all__ = ["gain_about_model", "log_model_probs", "model_gain_loss", "sample_of_each_model"]
 
 
 def sample_of_each_model(mixture: ModelMixture, num: int) -> list[Tensor]:
@@ -84,16 +84,16 @@ def model_gain_loss(
         The loss, a scalar, and the terms (B,) whose mean is the lower bound in nats, detached.
     """
     index = mixture.model_index(theta)
-    log_prior = mixture.log_model_prior.to(theta)[index]
     if mixture.pathwise:
-        log_probs = log_model_probs(mixture, *trials, contrastive, compile=compile)
-        terms = log_probs.gather(-1, index.unsqueeze(-1)).squeeze(-1) - log_prior
+        terms = gain_about_model(mixture, log_model_probs(mixture, *trials, contrastive, compile=compile), index)
         return -terms.mean(), terms.detach()
     log_probs = log_model_probs(mixture, *trials, contrastive, every_trial=True, compile=compile)
-    own = index.expand(log_probs.shape[:-1]).unsqueeze(-1)
-    bounds = (log_probs.gather(-1, own).squeeze(-1) - log_prior).transpose(0, 1)
-    if trials.outcomes.requires_grad:
-        scored = mixture.log_discrete(theta.unsqueeze(-2), trials.designs, trials.outcomes.detach())
-    else:
-        scored = log_likelihood_of_history(mixture, theta, *trials)
+    bounds = gain_about_model(mixture, log_probs, index).transpose(0, 1)
+    scored = log_prob_of_drawn(mixture, theta, trials)
     return score_function_surrogate(bounds, scored, baseline), bounds[:, -1].detach()
+
+
+def gain_about_model(mixture: ModelMixture, log_probs: Tensor, index: Tensor) -> Tensor:
+    """log q(m_0 | h) − log p(m_0), (..., B), of probabilities (..., B, J) and the models (B,) that made the histories."""
+    own = log_probs.gather(-1, index.expand(log_probs.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+    return own - mixture.log_model_prior.to(own)[index]

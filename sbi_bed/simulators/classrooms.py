@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta
 
-from .model_family import ModelFamily, check_size, draw_sizes, pack_present
+from .model_family import ModelFamily, check_share_missing, check_size, draw_sizes, pack_present
 from .signal_detection import log_mixture
 
 __all__ = ["Classrooms"]
@@ -66,11 +66,10 @@ class Classrooms(ModelFamily):
         self.num_classes = check_size(num_classes, "num_classes")
         self.num_pupils = check_size(num_pupils, "num_pupils")
         self.num_answers = check_size(num_answers, "num_answers")
-        if not 0 <= missing < 1:
-            raise ValueError(f"missing is a share of answers and must lie in [0, 1), got {missing}.")
         if not (concentration > 0 and spacing > 0):
             raise ValueError(f"concentration and spacing must be positive, got {concentration} and {spacing}.")
-        self.missing, self.concentration, self.spacing = missing, float(concentration), float(spacing)
+        self.missing = check_share_missing(missing)
+        self.concentration, self.spacing = float(concentration), float(spacing)
         self.x_shape = (self.num_classes[1], self.num_pupils[1], self.num_answers[1], 2)
 
     def sample_parameters(self, model_index: int, num: int) -> Tensor:

@@ -26,7 +26,7 @@ from torch.distributions import Beta, Gamma
 from torch.special import ndtr, ndtri
 
 from .first_passage import first_passage
-from .model_family import ModelFamily, check_size, draw_sizes, pack_present
+from .model_family import ModelFamily, check_share_missing, check_size, draw_sizes, pack_present
 
 __all__ = ["EvidenceAccumulation"]
 
@@ -67,11 +67,9 @@ class EvidenceAccumulation(ModelFamily):
     ):
         self.num_persons = check_size(num_persons, "num_persons")
         self.num_trials = check_size(num_trials, "num_trials")
-        if not 0 <= missing < 1:
-            raise ValueError(f"missing is a share of trials and must lie in [0, 1), got {missing}.")
         if not 0 < dt <= max_time:
             raise ValueError(f"dt must be positive and max_time at least dt, got {dt} and {max_time}.")
-        self.missing, self.dt, self.max_time = missing, dt, max_time
+        self.missing, self.dt, self.max_time = check_share_missing(missing), dt, max_time
         self.x_shape = (self.num_persons[1], self.num_trials[1], 4)
 
     def sample_parameters(self, model_index: int, num: int) -> Tensor:

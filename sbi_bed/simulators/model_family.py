@@ -21,7 +21,16 @@ from torch import Tensor
 from ..utils.checks import as_finite_tensor, check_count
 from ..utils.seeding import seeded
 
-__all__ = ["ModelFamily", "as_log_prior", "check_packed", "check_size", "draw_sizes", "pack_present"]
+__all__ = [
+    "ModelFamily",
+    "as_log_prior",
+    "as_model_index",
+    "check_packed",
+    "check_share_missing",
+    "check_size",
+    "draw_sizes",
+    "pack_present",
+]
 
 
 class ModelFamily(ABC):
@@ -114,6 +123,24 @@ def as_log_prior(model_prior: Any, num_models: int) -> Tensor:
     return (weights / weights.sum()).log()
 
 
+def as_model_index(model_index: Any, num: int, num_models: int, name: str = "model_index") -> Tensor:
+    """Indices of models (num,) as int64 on the CPU.
+
+    Raises:
+        ValueError: If the shape is another, or an index is not a whole number below `num_models`.
+    """
+    index = torch.as_tensor(model_index).detach().cpu()
+    if index.shape != (num,):
+        raise ValueError(f"{name} must have shape ({num},), one index for each data set, got {tuple(index.shape)}.")
+    wrong = ~((index >= 0) & (index < num_models) & (index == index.round() if index.is_floating_point() else True))
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{name} must be whole numbers from 0 to {num_models - 1}, got {index[first].item()} at index {first}."
+        )
+    return index.long()
+
+
 def check_packed(x: Any, x_shape: tuple[int, ...]) -> Tensor:
     """Return `x` as a tensor if it is finite, has the levels and features of `x_shape`, and a mask of 0 and 1.
 
@@ -127,6 +154,17 @@ def check_packed(x: Any, x_shape: tuple[int, ...]) -> Tensor:
     if not ((mask == 0) | (mask == 1)).all():
         raise ValueError("the last channel of x is its mask and must be 0 or 1.")
     return x
+
+
+def check_share_missing(missing: float) -> float:
+    """Return `missing` if it is a share in [0, 1).
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not 0 <= missing < 1:
+        raise ValueError(f"missing is a share of what could be observed and must lie in [0, 1), got {missing}.")
+    return missing
 
 
 def check_size(size: Any, name: str, minimum: int = 1) -> tuple[int, int]:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.special import ndtr, ndtri
 
+from ..utils.student_t import log_student_t
 from .signal_detection import log_mixture
 
 __all__ = ["MultinomialTree"]
@@ -166,12 +167,7 @@ def _student_points(points: Tensor, terms: Tensor, num: int, seed: int, freedom:
     u = _sobol(points.shape[1] + 1, num, seed)
     stretch = torch.from_numpy(chi2.ppf(u[:, -1:].numpy(), freedom)).div(freedom).rsqrt()
     z = ndtri(u[:, :-1]) * stretch
-    dim = points.shape[1]
-    constant = math.lgamma((freedom + dim) / 2) - math.lgamma(freedom / 2) - dim / 2 * math.log(freedom * math.pi)
-    log_density = (
-        constant - scale.diagonal().log().sum() - (freedom + dim) / 2 * torch.log1p(z.square().sum(1) / freedom)
-    )
-    return centre + z @ scale.mT, log_density
+    return centre + z @ scale.mT, log_student_t(z.square().sum(1), scale, freedom)
 
 
 def _grid(num_nodes: int, scale: float = 1.5, end: float = 7.0) -> tuple[Tensor, Tensor]:

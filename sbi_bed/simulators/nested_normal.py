@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributions import Distribution, HalfNormal, Independent
 
 from ..utils.checks import check_count
-from .model_family import ModelFamily, check_packed, check_size, draw_sizes, pack_present
+from .model_family import ModelFamily, check_packed, check_share_missing, check_size, draw_sizes, pack_present
 
 __all__ = ["NestedNormal", "SizeStatistics", "size_statistics"]
 
@@ -67,9 +67,7 @@ class NestedNormal(ModelFamily):
     ):
         self.num_groups = check_size(num_groups, "num_groups")
         self.num_observations = check_size(num_observations, "num_observations")
-        if not 0 <= missing < 1:
-            raise ValueError(f"missing is a share of observations and must lie in [0, 1), got {missing}.")
-        self.missing = missing
+        self.missing = check_share_missing(missing)
         self.num_nodes = check_count(num_nodes, "num_nodes", 8)
         self.x_shape = (self.num_groups[1], self.num_observations[1], 2)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .model_family import ModelFamily, check_size, draw_sizes, pack_present
+from .model_family import ModelFamily, check_share_missing, check_size, draw_sizes, pack_present
 from .multinomial_tree import MultinomialTree
 from .signal_detection import SignalDetection
 
@@ -56,9 +56,7 @@ class RecognitionMemory(ModelFamily):
     ):
         self.num_persons = check_size(num_persons, "num_persons")
         self.num_old, self.num_new = check_size(num_old, "num_old")[1], check_size(num_new, "num_new")[1]
-        if not 0 <= missing < 1:
-            raise ValueError(f"missing is a share of answers and must lie in [0, 1), got {missing}.")
-        self.missing = missing
+        self.missing = check_share_missing(missing)
         self.kinds = (signal_detection or SignalDetection(), multinomial_tree or MultinomialTree())
         self.x_shape = (self.num_persons[1], self.num_old + self.num_new, 3)
 

@@ -19,17 +19,10 @@ from sbi_bed.simulators import (
     Pharmacokinetics,
     StochasticEpidemic,
 )
-from sbi_bed.utils.parallel import one_thread
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 COMMAND = "pytest -m benchmark tests/benchmarks/test_information_gain.py"
 LOCATION_TRAINING = {"num_steps": 3000, "batch_size": 512, "num_contrastive": 511, "learning_rate": 2e-3, "seed": 0}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread():
-    with one_thread():
-        yield
 
 
 def _trained(simulator, horizon, num_layers=1, **training):

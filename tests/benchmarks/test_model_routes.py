@@ -22,16 +22,9 @@ from sbi_bed.simulators import (
     simulate_models,
 )
 from sbi_bed.utils import NoTracker
-from sbi_bed.utils.parallel import one_thread
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 COMMAND = "pytest -m benchmark tests/benchmarks/test_model_routes.py"
-
-
-@pytest.fixture(autouse=True)
-def on_one_thread():
-    with one_thread():
-        yield
 
 
 def posterior_of_variances(models, model_index, num_simulations):

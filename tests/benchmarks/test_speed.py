@@ -14,15 +14,8 @@ from sbi_bed.inference import AdaptiveExperiment
 from sbi_bed.objectives import log_sum_likelihood, pathwise_loss
 from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, TransformerPolicy
 from sbi_bed.simulators import DesignSimulator, HyperbolicDiscounting, LocationFinding, rollout
-from sbi_bed.utils.parallel import one_thread
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1200)]
-
-
-@pytest.fixture(autouse=True)
-def on_one_thread():
-    with one_thread():
-        yield
 
 
 def _seconds(function):

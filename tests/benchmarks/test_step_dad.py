@@ -15,7 +15,6 @@ from sbi_bed.diagnostics import expected_information_gain, step_dad_information_
 from sbi_bed.inference import DAD
 from sbi_bed.policies import GreedyPolicy, RandomPolicy, TransformerPolicy
 from sbi_bed.simulators import ConstantElasticity, HyperbolicDiscounting, LocationFinding
-from sbi_bed.utils.parallel import one_thread
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(7200)]
 COMMAND = "pytest -m benchmark tests/benchmarks/test_step_dad.py"
@@ -51,12 +50,6 @@ MODELS = {
         (32, None),
     ),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread():
-    with one_thread():
-        yield
 
 
 def _trained(simulator, horizon, seconds, training):

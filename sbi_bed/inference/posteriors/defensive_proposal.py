@@ -18,6 +18,7 @@ from torch.distributions import Chi2, Distribution
 
 from ...simulators.base import prior_log_prob
 from ...utils.smc import ParticleBelief
+from ...utils.student_t import log_student_t
 
 __all__ = ["DefensiveProposal"]
 
@@ -70,12 +71,9 @@ class DefensiveProposal:
         if len(theta) > 20_000:
             return torch.cat([self.log_prob(chunk) for chunk in theta.split(20_000)])
         free = self.transform(theta)
-        dim, df = free.shape[-1], self._df
         inverse = torch.linalg.inv(self._factors)
         distance = torch.einsum("kij,nkj->nki", inverse, free.unsqueeze(-2) - self._means).square().sum(-1)
-        constant = math.lgamma((df + dim) / 2) - math.lgamma(df / 2) - dim / 2 * math.log(df * math.pi)
-        log_scale = self._factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_kernel = constant - log_scale + self._weights.log() - (df + dim) / 2 * torch.log1p(distance / df)
+        log_kernel = self._weights.log() + log_student_t(distance, self._factors, self._df)
         adapted = log_kernel.logsumexp(-1) + self.transform.log_abs_det_jacobian(theta, free)
         adapted = adapted.masked_fill(adapted.isnan(), -torch.inf)  # on the edge of the support, where u is infinite
         log_prior = prior_log_prob(self.prior, theta)

@@ -32,6 +32,8 @@ from ...simulators.base import prior_log_prob
 from ...simulators.model_family import as_log_prior
 from ...utils.checks import as_finite_tensor, check_count
 from ...utils.seeding import seeded
+from ...utils.smc import effective_sample_size
+from ...utils.student_t import log_student_t
 from ...utils.transforms import to_unconstrained
 from .model_probabilities import ModelProbabilities
 
@@ -103,7 +105,7 @@ def posterior_evidence(
             "does not belong to this model, or its training did not reach such data."
         )
     log_mean = log_weights.logsumexp(0) - math.log(num_samples)
-    weights, sizes = (log_weights - log_mean).exp(), _effective_sample_size(log_weights)
+    weights, sizes = (log_weights - log_mean).exp(), effective_sample_size(log_weights.T)
     if method == "importance":
         return Evidence(log_mean, weights.std(0) / math.sqrt(num_samples), sizes)
     return Evidence(log_weights.mean(0), log_weights.std(0) / math.sqrt(num_samples), sizes)
@@ -152,17 +154,12 @@ def _log_weights(posterior: Any, target: _Target, x: Tensor, num: int, num_round
             continue
         # Far from the posterior, weights can be alike and the size large; but then the evidence still grows.
         change = (log_weights.logsumexp(0) - weights[-1].logsumexp(0)).abs()
-        poor = ~((_effective_sample_size(log_weights) >= num / 10) & (change < 0.2))
+        poor = ~((effective_sample_size(log_weights.T) >= num / 10) & (change < 0.2))
         if not poor.any():
             break
         rows, x, theta, log_weights = rows[poor], x[poor], theta[:, poor], log_weights[:, poor]
         draws, weights = [part[:, poor] for part in draws], [part[:, poor] for part in weights]
     return found
-
-
-def _effective_sample_size(log_weights: Tensor) -> Tensor:
-    """(Σ w)² / Σ w² of weights (S, B); NaN where all are 0."""
-    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
 
 
 def _fitted_t(free: Tensor, log_weights: Tensor, df: float = 5.0) -> _MultivariateT:
@@ -196,12 +193,9 @@ class _MultivariateT:
         return self._mean + spread * (self._scale @ normal.unsqueeze(-1)).squeeze(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        dim, df = self._mean.shape[-1], self._df
         centred = (value - self._mean).unsqueeze(-1)
         scaled = torch.linalg.solve_triangular(self._scale, centred, upper=False).squeeze(-1)
-        log_det = self._scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = math.lgamma((df + dim) / 2) - math.lgamma(df / 2) - 0.5 * dim * math.log(df * math.pi)
-        return constant - log_det - 0.5 * (df + dim) * torch.log1p(scaled.square().sum(-1) / df)
+        return log_student_t(scaled.square().sum(-1), self._scale, self._df)
 
 
 class PosteriorEvidence(ModelProbabilities):

@@ -7,9 +7,21 @@ from typing import Any
 
 import torch
 
+from ...utils.checks import check_count
 from ...utils.files import load_file, save_file
 
-__all__ = ["read_checkpoint", "restore_random_state", "write_checkpoint"]
+__all__ = ["check_checkpoint_arguments", "read_checkpoint", "restore_random_state", "write_checkpoint"]
+
+
+def check_checkpoint_arguments(checkpoint: str | Path | None, every: int, resume: bool) -> None:
+    """Refuse to resume from nowhere, or to write every 0 steps.
+
+    Raises:
+        ValueError: As said.
+    """
+    if resume and checkpoint is None:
+        raise ValueError("resume=True needs checkpoint=, the file to go on from.")
+    check_count(every, "checkpoint_every")
 
 
 def write_checkpoint(

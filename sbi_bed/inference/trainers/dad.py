@@ -28,7 +28,7 @@ from ...utils.checks import check_count
 from ...utils.distributed import Shards
 from ...utils.history import check_history
 from ...utils.seeding import seeded
-from .checkpoint import read_checkpoint, restore_random_state, write_checkpoint
+from .checkpoint import check_checkpoint_arguments, read_checkpoint, restore_random_state, write_checkpoint
 from .policy_step import Experiments, PolicyStep
 from .settings import TrainingSettings
 
@@ -201,9 +201,7 @@ class DAD:
             objective=objective,
             first_trials=first_trials,
         )
-        if resume and checkpoint is None:
-            raise ValueError("resume=True needs checkpoint=, the file to go on from.")
-        check_count(checkpoint_every, "checkpoint_every")
+        check_checkpoint_arguments(checkpoint, checkpoint_every, resume)
         description = {"policy": type(self.policy).__name__, "num_trials": self.num_trials, **settings.as_plain_data()}
         if self._tracker is not None:
             self._tracker.log_params(description)

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from ...neural_nets.classifiers import EvidenceClassifier
 from ...objectives.evidence_losses import CrossEntropyLoss, LPopLoss
-from ...simulators.model_family import as_log_prior
+from ...simulators.model_family import as_log_prior, as_model_index
 from ...utils.checks import as_finite_tensor, check_count
 from ...utils.seeding import seeded
 from ...utils.tracking import NoTracker
 from ..posteriors.model_posterior import ModelPosterior
+from .checkpoint import check_checkpoint_arguments
 from .classifier_run import ClassifierRun
 from .classifier_settings import ClassifierSettings
 from .epoch_checkpoint import EpochCheckpoint
@@ -57,6 +58,7 @@ class ModelComparison:
     Attributes:
         classifier: The net, once training has begun.
         validation_losses: Mean validation loss after each epoch.
+        held_out_losses: Loss of each held-out simulation, (N,), once trained.
 
     Raises:
         TypeError: If `embedding_net` is no module.
@@ -101,6 +103,7 @@ class ModelComparison:
         self.classifier: EvidenceClassifier | None = None
         self._trained = False
         self.validation_losses: list[float] = []
+        self.held_out_losses: Tensor | None = None
 
     @classmethod
     def transfer(cls, posterior: ModelPosterior, **settings: Any) -> ModelComparison:
@@ -141,19 +144,13 @@ class ModelComparison:
             raise ValueError(
                 f"model_index (N,) and x (N, ...) must have one length, got {tuple(index.shape)} and {tuple(x.shape)}."
             )
-        wrong = (index != index.long()) | (index < 0) | (index >= self.num_models)
-        if bool(wrong.any()):
-            first = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"model_index must be whole numbers from 0 to {self.num_models - 1}, "
-                f"got {index[first].item()} at index {first}."
-            )
+        index = as_model_index(index, len(x), self.num_models)
         if self._event_shape not in (None, tuple(x.shape[1:])):
             raise ValueError(
                 f"simulations must have one shape, got {tuple(x.shape[1:])} after {self._event_shape}: pad them alike."
             )
         self._event_shape = tuple(x.shape[1:])
-        self._simulations.append((index.long(), x))
+        self._simulations.append((index, x))
         return self
 
     def train(
@@ -166,6 +163,7 @@ class ModelComparison:
         clip_max_norm: float | None = 5.0,
         seed: int | None = None,
         *,
+        split_seed: int | None = None,
         final_learning_rate: float = 0.01,
         weight_decay: float = 0.1,
         max_restarts: int = 2,
@@ -190,6 +188,7 @@ class ModelComparison:
             max_num_epochs: Passes through the simulations, at most.
             clip_max_norm: Gradients are scaled down to this norm.
             seed: Seed of the whole training; the global generator if None.
+            split_seed: Seed of which simulations are held out, so that trainings can share them; drawn like all else if None.
             final_learning_rate: Share of the learning rate that is left at the end.
             weight_decay: Of AdamW. With none, Bayes factors far out, of which there are few simulations, grow without bound.
             max_restarts: How often to start again from chance, at most.
@@ -218,9 +217,7 @@ class ModelComparison:
             max_seconds=max_seconds,
             seed=seed,
         )
-        if resume and checkpoint is None:
-            raise ValueError("resume=True needs checkpoint=, the file to go on from.")
-        check_count(checkpoint_every, "checkpoint_every")
+        check_checkpoint_arguments(checkpoint, checkpoint_every, resume)
         model_index, x = self._data()
         loss = _LOSSES[self.loss](self._frequencies(model_index)).to(self.device)
         if self._tracker is not None:
@@ -228,7 +225,8 @@ class ModelComparison:
         file = EpochCheckpoint(checkpoint, checkpoint_every, {**settings.as_plain_data(), **self._description()})
         state = file.read() if resume else None
         with seeded(settings.seed, self.device):
-            rows = torch.randperm(len(x)) if state is None else state["rows"]
+            with seeded(split_seed):
+                rows = torch.randperm(len(x)) if state is None else state["rows"]
             num_held_out = max(1, round(settings.validation_fraction * len(x)))
             if num_held_out >= len(x):
                 raise ValueError(f"{len(x)} simulation is too few to train on and to validate with.")
@@ -244,7 +242,7 @@ class ModelComparison:
                 state, self.validation_losses = None, list(run.loop.validation_losses)
                 if not (run.at_chance() and self._restart(net, may_restart and run.used < 1)):
                     break
-        self._trained = True
+        self._trained, self.held_out_losses = True, run.held_out_losses()
         return net.eval()
 
     def build_posterior(self) -> ModelPosterior:

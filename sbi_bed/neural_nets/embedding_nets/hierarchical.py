@@ -177,9 +177,9 @@ class HierarchicalEmbedding(nn.Module):
                 f"grouped data of {self.num_levels} levels must have shape ({wanted}), the mask last, got {tuple(x.shape)}."
             )
         mask = x[..., -1]
-        if self.training and len(x) <= 1 and not bool(((mask == 0) | (mask == 1)).all()):
-            return torch.ones_like(mask, dtype=torch.bool)  # sbi's mixture density net probes with one row of noise
         if not bool(((mask == 0) | (mask == 1)).all()):
+            if self.training and len(x) <= 1:
+                return torch.ones_like(mask, dtype=torch.bool)  # sbi's mixture density net probes with one row of noise
             raise ValueError(
                 "the last channel of grouped data is its mask, 1 where observed and 0 where padded or missing. If sbi's "
                 'z-scoring has changed it, pass z_score_x="none" to posterior_nn.'
