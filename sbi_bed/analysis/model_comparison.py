@@ -65,7 +65,7 @@ def plot_reliability(
         ylim=(-0.02, 1.02),
         aspect="equal",
     )
-    axes.legend(fontsize=8, loc="upper left", markerscale=0.7)
+    axes.legend(fontsize=8, loc="best", markerscale=0.7)
     return axes
 
 
@@ -128,7 +128,7 @@ def plot_bayes_factor_recovery(
     axes.plot([low, high], [low, high], color=_GREY, linewidth=0.8, linestyle="--", zorder=1)
     axes.scatter(exact, found, s=8, alpha=0.5, color=_BLUE, linewidths=0, rasterized=True)
     for axis in ("x", "y"):
-        getattr(axes, f"set_{axis}scale")("symlog", linthresh=linear_to, linscale=2)
+        getattr(axes, f"set_{axis}scale")("symlog", linthresh=linear_to, linscale=1.2)
         ticks = _symmetric_ticks(linear_to, max(-low, high))
         getattr(axes, f"set_{axis}ticks")(ticks)
         getattr(axes, f"{axis}axis").set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -249,9 +249,9 @@ def _names(model_names: Sequence[str] | None, num_models: int) -> list[str]:
 
 
 def _symmetric_ticks(linear_to: float, largest: float) -> list[float]:
-    """… −30, −9, −6, −3, 0, 3, 6, 9, 30, 100, …, for axes that are logarithmic beyond 9."""
+    """… −20, −9, −6, −3, 0, 3, 6, 9, 20, 100, 200, …, for axes that are logarithmic beyond 9."""
     positive, step = [linear_to / 3, 2 * linear_to / 3, linear_to], 10.0
     while step <= 10 * largest:
-        positive += [step * factor for factor in (1, 3) if 2.5 * linear_to < step * factor]
+        positive += [step * factor for factor in (1, 2) if 2 * linear_to < step * factor]
         step *= 10
     return [*(-tick for tick in reversed(positive)), 0.0, *positive]
