@@ -139,3 +139,10 @@ def test_data_sets_that_are_hard_to_find_get_more_rounds(x):
     assert found.effective_sample_size.min() > 50
     # "Settled" is .2 nats, and 50 draws leave a standard error of .14.
     assert (found.log_evidence - model.exact(x)).abs().max() < 0.2 + 3 * 0.14
+
+
+def test_a_posterior_that_leads_nowhere_is_replaced_by_the_prior(x):
+    model = Gaussian(widen=0.001, shift=40.0)  # a needle, forty prior sds away, and so are all draws near it
+    found = posterior_evidence(model, model.log_likelihood, model.prior, x[:20], 500, seed=0)
+    assert ((found.log_evidence - model.exact(x[:20])).abs() < 5 * found.stderr).all()
+    assert found.effective_sample_size.min() > 50

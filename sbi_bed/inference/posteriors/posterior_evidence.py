@@ -41,6 +41,7 @@ __all__ = ["Evidence", "PosteriorEvidence", "posterior_evidence"]
 
 _AT_ONCE = 2**17  # draws whose likelihoods are computed together
 _PATIENCE = 4  # times `num_rounds` for data sets that are hard to find
+_FROM_PRIOR = 10  # times `num_samples` draws from the prior, where the posterior given does not lead to the true one
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,29 @@ def posterior_evidence(
         method: "importance" or "identity", as above.
         num_rounds: Rounds of importance sampling; the first draws from the posterior given, and with 1 there is no other.
             Data sets whose effective sample size is then below a tenth of the draws, or whose evidence has not settled, go
-            on, up to four times as long.
+            on, up to four times as long, and then begin again from the prior.
         seed: Seed; the global generator if None.
 
     Raises:
         ValueError: If x is not finite, an argument is out of range, or no draw of a data set has a positive weight.
 
     Source: for the identity Chib 1995, doi 10.1080/01621459.1995.10476635.
+
+    Example:
+        >>> from torch.distributions import MultivariateNormal, Normal
+        >>> class Exact:  # posterior of θ ~ N(0, 1) given one observation x ~ N(θ, 1); else a fitted one
+        ...     def sample_batched(self, shape, x, **_):
+        ...         return (x / 2 + 0.5**0.5 * torch.randn(*shape, *x.shape)).float()
+        ...
+        ...     def log_prob_batched(self, theta, x, **_):
+        ...         return Normal(x / 2, 0.5**0.5).log_prob(theta).sum(-1)
+        >>> prior, x = MultivariateNormal(torch.zeros(1), torch.eye(1)), torch.tensor([[0.0], [2.0]])
+        >>> def log_likelihood(theta, x):
+        ...     return Normal(theta, 1.0).log_prob(x).sum(-1)
+        >>> evidence = posterior_evidence(Exact(), log_likelihood, prior, x, num_samples=100, num_rounds=1, seed=0)
+        >>> exact = Normal(0.0, 2**0.5).log_prob(x[:, 0]).double()
+        >>> torch.allclose(evidence.log_evidence, exact, atol=1e-4)
+        True
     """
     if method not in ("importance", "identity"):
         raise ValueError(f'method must be "importance" or "identity", got {method!r}.')
@@ -116,6 +133,7 @@ class _Target:
 
     def __init__(self, log_likelihood: Callable[[Tensor, Tensor], Tensor], prior: Any):
         self._log_likelihood, self.prior = log_likelihood, prior
+        self.transform = to_unconstrained(prior)
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         log_prior = prior_log_prob(self.prior, theta).double()
@@ -137,8 +155,22 @@ def _log_weights(posterior: Any, target: _Target, x: Tensor, num: int, num_round
     log_weights = target(theta, x) - log_q.double()
     if num_rounds == 1:
         return log_weights
-    transform, found = to_unconstrained(target.prior), log_weights.clone()
+    found, lost = _adapted(target, x, theta, log_weights, num, num_rounds)
+    # Where q lies too far away to find the posterior from there, from the prior.
+    for rows in lost.nonzero().flatten().split(max(1, len(x) // _FROM_PRIOR)) if lost.any() else ():
+        theta = target.prior.sample((_FROM_PRIOR * num, len(rows)))
+        likelihood = target(theta, x[rows]) - prior_log_prob(target.prior, theta).double()
+        found[:, rows] = _adapted(target, x[rows], theta, likelihood, num, num_rounds)[0]
+    return found
+
+
+def _adapted(
+    target: _Target, x: Tensor, theta: Tensor, log_weights: Tensor, num: int, num_rounds: int
+) -> tuple[Tensor, Tensor]:
+    """Log weights (S, B) of the last of the rounds that start from weighted draws (S_0, B, P), and whether it got lost."""
+    transform, found = target.transform, log_weights[:num].clone()
     draws, weights, rows = [], [], torch.arange(len(x))
+    lost = torch.zeros(len(x), dtype=torch.bool)
     for number in range(1, _PATIENCE * num_rounds):
         draws.append(torch.where(log_weights.isneginf().unsqueeze(-1), torch.nan, transform(theta).double()))
         weights.append(log_weights)
@@ -154,12 +186,14 @@ def _log_weights(posterior: Any, target: _Target, x: Tensor, num: int, num_round
             continue
         # Far from the posterior, weights can be alike and the size large; but then the evidence still grows.
         change = (log_weights.logsumexp(0) - weights[-1].logsumexp(0)).abs()
-        poor = ~((effective_sample_size(log_weights.T) >= num / 10) & (change < 0.2))
+        small = effective_sample_size(log_weights.T) < num / 10
+        poor = small | ~(change < 0.2)
+        lost[rows] = small | ~(change < 2)
         if not poor.any():
             break
         rows, x, theta, log_weights = rows[poor], x[poor], theta[:, poor], log_weights[:, poor]
         draws, weights = [part[:, poor] for part in draws], [part[:, poor] for part in weights]
-    return found
+    return found, lost
 
 
 def _fitted_t(free: Tensor, log_weights: Tensor, df: float = 5.0) -> _MultivariateT:
@@ -213,6 +247,27 @@ class PosteriorEvidence(ModelProbabilities):
 
     Raises:
         ValueError: If there is not one of each for each model.
+
+    Example:
+        >>> from torch.distributions import MultivariateNormal
+        >>> class Exact:  # of the mean of one observation with variance 1, under N(0, variance); else a fitted posterior
+        ...     def __init__(self, variance):
+        ...         self.prior, self.shrinkage = MultivariateNormal(torch.zeros(1), variance * torch.eye(1)), variance / (1 + variance)
+        ...
+        ...     def belief(self, x):
+        ...         return MultivariateNormal(self.shrinkage * x, self.shrinkage * torch.eye(1))
+        ...
+        ...     def sample_batched(self, shape, x, **_):
+        ...         return self.belief(x).sample(shape)
+        ...
+        ...     def log_prob_batched(self, theta, x, **_):
+        ...         return self.belief(x).log_prob(theta)
+        >>> models = [Exact(1.0), Exact(9.0)]
+        >>> def log_likelihood(theta, x):
+        ...     return torch.distributions.Normal(theta, 1.0).log_prob(x).sum(-1)
+        >>> route = PosteriorEvidence(models, [log_likelihood] * 2, [model.prior for model in models], num_rounds=1, seed=0)
+        >>> bool((route.probs(torch.tensor([[0.0], [5.0]]))[:, 1] > 0.5).tolist() == [False, True])
+        True
     """
 
     def __init__(
