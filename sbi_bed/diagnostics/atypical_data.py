@@ -68,6 +68,7 @@ class Atypicality:
         summary: Observed summaries, (B, S); an ensemble's first member's.
         reference_summary: Simulated summaries, (M, S).
         reference_model_index: The model of each, (M,), or None.
+        reference_rows: Which simulated sets are H, (|H|,).
     """
 
     p_value: Tensor
@@ -78,6 +79,7 @@ class Atypicality:
     summary: Tensor
     reference_summary: Tensor
     reference_model_index: Tensor | None
+    reference_rows: Tensor
 
     def __str__(self) -> str:
         together = "" if self.set_p_value is None else f"; all together p = {self.set_p_value:.2g}"
@@ -210,6 +212,7 @@ def summary_atypicality(
         pairs[0][0],
         pairs[0][1],
         None if model_index is None else index,
+        (~fit).nonzero().squeeze(-1),
     )
 
 

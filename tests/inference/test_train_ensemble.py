@@ -9,8 +9,11 @@ import torch
 from sbi.inference import NPE
 from sbi.utils import BoxUniform
 
-from sbi_bed.inference import DeepEnsemblePosterior, ModelComparison, train_ensemble
+from sbi_bed.diagnostics import simulation_gap
+from sbi_bed.inference import ContextNPE, DeepEnsemblePosterior, ModelComparison, train_ensemble
+from sbi_bed.inference.trainers.ensemble import stuck_members
 from sbi_bed.neural_nets import HierarchicalEmbedding
+from sbi_bed.simulators import PowerScaledPrior, simulate_with_context
 from sbi_bed.utils import NoTracker
 
 
@@ -146,6 +149,210 @@ def test_a_builder_may_take_its_number_and_return_a_posterior():
     assert [float(m.normal.mean) for m in ensemble.members] == [0.0, 1.0, 2.0]
 
 
+class Straight(torch.nn.Module):
+    """A net of one weight, which `train` sets."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+
+class Trainer:
+    """Knows the loss of each held-out simulation: some level of its own, and what the simulations share."""
+
+    built = 0
+
+    def __init__(self, level):
+        self.level = level
+        Trainer.built += 1
+
+    def train(self, split_seed, learning_rate=1.0):
+        self.rows = torch.Generator().manual_seed(split_seed)
+        self.held_out_losses = self.level + torch.randn(200, generator=self.rows)
+        return Straight()
+
+    def build_posterior(self):
+        return Normal(self.level)
+
+
+def quiet_ensemble(build, num_members, **settings):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)  # sbi's, of the last epoch
+        return train_ensemble(build, num_members, seed=0, **settings)
+
+
+def test_members_hold_out_the_same_simulations_and_differ_in_all_else():
+    prior = torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1))
+    theta = prior.sample((600,))
+    x = theta + 0.5 * torch.randn(600, 1)
+    rows, orders, firsts = [], [], []
+
+    class Watched(NPE):
+        def get_dataloaders(self, *args, **kwargs):
+            loaders = super().get_dataloaders(*args, **kwargs)
+            rows.append(self.val_indices)
+            return loaders
+
+        def _initialize_neural_network(self, *args, **kwargs):
+            super()._initialize_neural_network(*args, **kwargs)
+            firsts.append(torch.cat([p.detach().flatten() for p in self._neural_net.parameters()]))
+            orders.append(torch.randperm(600))
+
+    def build():
+        trainer = Watched(prior, density_estimator="mdn", tracker=NoTracker(), show_progress_bars=False)
+        return trainer.append_simulations(theta, x)
+
+    ensemble = quiet_ensemble(build, 2, train_settings={"max_num_epochs": 3, "training_batch_size": 50})
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(firsts[0], firsts[1]) and not torch.equal(orders[0], orders[1])
+    # The losses are those of the posteriors for just these simulations.
+    assert ensemble.held_out_losses.shape == (2, 60)
+    for member, losses in zip(ensemble, ensemble.held_out_losses, strict=True):
+        found = member.log_prob_batched(theta[rows[0]].unsqueeze(0), x=x[rows[0]], norm_posterior=False)
+        torch.testing.assert_close(-found.squeeze(0).double(), losses, rtol=1e-4, atol=1e-4)
+
+
+def test_classifiers_share_a_split_too(classifiers):
+    assert classifiers.held_out_losses.shape == (3, 50)
+    # Losses of the same simulations go together; of different ones they would not: 0 ± 0.14.
+    together = torch.corrcoef(classifiers.held_out_losses)
+    assert together.min() > 0.6 and not torch.equal(classifiers.held_out_losses[0], classifiers.held_out_losses[1])
+
+
+def test_a_stuck_member_is_trained_again():
+    Trainer.built, stuck = 0, {2}
+
+    def build(number):
+        return Trainer(1.8 if number in stuck and not stuck.discard(number) else 0.6 + 0.01 * number)
+
+    with pytest.warns(RuntimeWarning, match=r"member 2 \(1\.[78].*\) got stuck.*against 0\.[56].*training again"):
+        ensemble = train_ensemble(build, 5, seed=0)
+    assert Trainer.built == 6 and len(ensemble) == 5
+    assert [round(float(m.normal.mean), 2) for m in ensemble] == [0.6, 0.61, 0.62, 0.63, 0.64]
+
+
+def test_a_member_that_stays_stuck_is_left_out():
+    with pytest.warns(RuntimeWarning) as warned:
+        ensemble = train_ensemble(lambda number: Trainer(1.8 if number == 1 else 0.6), 4, seed=0)
+    assert [("training again" in str(w.message), "left out" in str(w.message)) for w in warned] == [
+        (True, False),
+        (False, True),
+    ]
+    assert len(ensemble) == 3 and ensemble.held_out_losses.shape == (3, 200)
+    assert all(round(float(m.normal.mean), 2) == 0.6 for m in ensemble)
+
+
+def test_members_that_merely_differ_are_kept():
+    noise = torch.randn(1, 400)
+    assert stuck_members(torch.tensor([[0.6], [0.7], [0.5], [0.65]]) + noise, 0.3) == []
+    assert stuck_members(torch.tensor([[0.6], [1.2], [0.1], [1.8]]) + noise, 0.3) == []  # all are apart
+    assert stuck_members(torch.tensor([[0.6], [1.8]]) + noise, 0.3) == [1]
+    assert stuck_members(torch.tensor([[0.6], [0.61], [float("nan")]]) + noise, 0.3) == [2]
+    wild = torch.tensor([[0.6], [0.6], [1.0]]) + torch.cat([noise[:, :5]] * 2 + [20 * torch.randn(1, 5)])
+    wild[2] += 1.0 - wild[2].mean()
+    assert stuck_members(wild, 0.3) == []  # five simulations do not show it
+    with pytest.raises(ValueError, match="no member could be trained"), pytest.warns(RuntimeWarning):
+        train_ensemble(lambda: Trainer(float("nan")), 2, seed=0)
+
+
+def test_weights():
+    members = [Normal(-50), Normal(50), Normal(0)]
+    ensemble = DeepEnsemblePosterior(members, weights=[3.0, 1.0, 0.0])
+    assert ensemble.weights.tolist() == [0.75, 0.25, 0.0]
+    draws = ensemble.sample((4000,)).squeeze(-1)
+    assert (draws.abs() > 40).all()
+    assert abs(float((draws < 0).double().mean()) - 0.75) < 5 * math.sqrt(0.75 * 0.25 / 4000)
+    theta = torch.tensor([[49.0], [-51.0]])
+    exact = torch.stack([math.log(0.75) + members[0].log_prob(theta), math.log(0.25) + members[1].log_prob(theta)])
+    torch.testing.assert_close(ensemble.log_prob(theta), exact.logsumexp(0))
+
+
+def test_weights_of_classifiers(classifiers, tmp_path):
+    torch.manual_seed(0)
+    x = grouped(20)[1]
+    weights = torch.tensor([0.5, 0.3, 0.2])
+    ensemble = DeepEnsemblePosterior(classifiers.members, weights)
+    each = torch.stack([member.probs(x) for member in ensemble])
+    mean = (weights.view(-1, 1, 1) * each).sum(0)
+    torch.testing.assert_close(ensemble.probs(x), mean)
+    spread = (weights.view(-1, 1, 1) * (each - mean).square()).sum(0).sqrt()
+    torch.testing.assert_close(ensemble.spread(x), spread)
+    ensemble.save(tmp_path / "weighted")
+    assert torch.equal(DeepEnsemblePosterior.load(tmp_path / "weighted").spread(x), ensemble.spread(x))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_sbis_diagnostics_take_it():
+    from sbi.diagnostics import run_sbc, run_tarp
+    from sbi.diagnostics.sbc import check_uniformity_frequentist
+
+    prior = torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1))
+
+    class Exact:
+        """The posterior of theta under x = theta + N(0, 1), as sbi's are called; shifted by so much."""
+
+        def __init__(self, shift):
+            self.shift, self.prior = shift, prior
+
+        def sample_batched(self, sample_shape, x, show_progress_bars=True):
+            return x / 2 + self.shift + math.sqrt(0.5) * torch.randn(*sample_shape, *x.shape)
+
+    theta = prior.sample((300,))
+    x = theta + torch.randn(300, 1)
+    p_values = []
+    for shift in (0.0, 1.0):
+        ensemble = DeepEnsemblePosterior([Exact(shift), Exact(shift)])
+        ranks, _ = run_sbc(theta, x, ensemble, num_posterior_samples=200, show_progress_bar=False)
+        p_values.append(float(check_uniformity_frequentist(ranks, 200).min()))
+        coverage, alpha = run_tarp(theta, x, ensemble, num_posterior_samples=200, show_progress_bar=False)
+        assert (float((coverage - alpha).abs().max()) < 0.12) == (shift == 0)
+    assert p_values[0] > 1e-3 and p_values[1] < 1e-6
+
+
+def test_priors_are_compared_by_value():
+    class Plain:
+        def __init__(self, low, high):
+            self.prior = BoxUniform(low * torch.ones(2), high * torch.ones(2))
+
+    same = DeepEnsemblePosterior([Plain(-1, 1), Plain(-1, 1)])
+    assert same.prior is same.members[0].prior
+    with pytest.raises(ValueError, match="must have one prior: that of member 1"):
+        DeepEnsemblePosterior([Plain(-1, 1), Plain(-1, 2)])
+    with pytest.raises(ValueError, match="must have one prior: that of member 1"):
+        DeepEnsemblePosterior([Plain(-1, 1), Plain(0, 1)])
+
+
+def test_it_conditions_each_member():
+    class Conditional(Normal):
+        def condition_on(self, context):
+            return Normal(float(self.normal.mean) + context)
+
+    ensemble = DeepEnsemblePosterior([Conditional(0), Conditional(100)], [0.2, 0.8]).condition_on(5.0)
+    assert [float(m.normal.mean) for m in ensemble] == [5.0, 105.0] and ensemble.weights.tolist() == [0.2, 0.8]
+
+
+def test_posteriors_with_a_context():
+    prior = PowerScaledPrior(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
+    simulations = simulate_with_context(lambda theta: theta + 0.5 * torch.randn_like(theta), prior, 600, seed=0)
+
+    def build():
+        return ContextNPE(prior, "mdn", show_progress_bars=False).append_simulations(*simulations)
+
+    ensemble = train_ensemble(build, 2, seed=0, train_settings={"max_num_epochs": 6})
+    context, x = [1.0] * simulations[2].shape[1], simulations[1][:1]
+    theta = torch.zeros(3, 2)
+    each = torch.stack([member.log_prob(theta, x=x, context=context, norm_posterior=False) for member in ensemble])
+    found = ensemble.log_prob(theta, x=x, context=context, norm_posterior=False)
+    torch.testing.assert_close(found, each.exp().mean(0).log())
+    inside = ensemble.condition_on(context)
+    torch.testing.assert_close(inside.log_prob(theta, x=x, norm_posterior=False), found, rtol=1e-4, atol=1e-4)
+    assert ensemble.sample((5,), x=x, context=context).shape == (5, 2)
+    gap = simulation_gap(
+        inside, torch.tensor([[0.1, 0.1], [90.0, -90.0]]), simulations[1][:400], num_samples=50, seed=0
+    )
+    assert gap.p_value[0] > 0.03 and gap.p_value[1] < 0.01
+
+
 def test_errors(classifiers, tmp_path):
     with pytest.raises(ValueError, match="needs at least one member"):
         DeepEnsemblePosterior([])
@@ -155,6 +362,11 @@ def test_errors(classifiers, tmp_path):
         train_ensemble(lambda: 3, 2, seed=0)
     with pytest.raises(ValueError, match="num_members must be at least 1"):
         train_ensemble(builder(), 0, seed=0)
+    with pytest.raises(ValueError, match="stuck_by must be positive"):
+        train_ensemble(builder(), 2, seed=0, stuck_by=0.0)
+    for weights in ([1.0], [1.0, -1.0], [0.0, 0.0]):
+        with pytest.raises(ValueError, match="weights must be 2 numbers"):
+            DeepEnsemblePosterior([Normal(0), Normal(1)], weights)
     parameters = DeepEnsemblePosterior([Normal(0)])
     for call in (lambda: parameters.probs(torch.zeros(1)), lambda: parameters.save(tmp_path / "file")):
         with pytest.raises(TypeError, match="needs posteriors over models, got Normal"):

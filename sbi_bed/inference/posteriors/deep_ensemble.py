@@ -2,7 +2,7 @@ r"""Several nets instead of one: their mixture, and how far they disagree.
 
 For members q_1, …, q_M, trained alike from different weights,
 
-    q(θ | x) = M^{-1} Σ_m q_m(θ | x),
+    q(θ | x) = Σ_m w_m q_m(θ | x),   w_m = 1/M unless said otherwise,
 
 whose draws are those of a member chosen anew, at random, for each draw. Where members agree the answer is that of any of
 them; where data are unlike what they were trained on they tend not to (Lakshminarayanan et al. 2017, arXiv 1612.01474).
@@ -10,45 +10,63 @@ them; where data are unlike what they were trained on they tend not to (Lakshmin
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
+from ...utils.checks import as_finite_tensor
 from ...utils.files import load_file, save_file
+from ...utils.seeding import seeded
 from .model_posterior import ModelPosterior, describe_model_posterior, restore_model_posterior
 
-__all__ = ["DeepEnsemblePosterior"]
+__all__ = ["DeepEnsemblePosterior", "prior_of"]
+
+_DRAWS = 100  # of a prior, where it is compared with another
 
 
 class DeepEnsemblePosterior:
-    """Mixture, in equal parts, of posteriors of one kind.
+    """Mixture of posteriors of one kind.
 
     Over parameters, of sbi's posteriors or any with `sample` and `log_prob`: `sample`, `sample_batched`, `log_prob`,
-    `log_prob_batched`, whose keywords (`x=`, `context=`, …) are passed on to each member. Over models, of
-    `ModelPosterior`: `probs`, `log_probs`, `log_bayes_factor`, `sample`, `spread`.
+    `log_prob_batched`, whose keywords (`x=`, `context=`, …) are passed on to each member; sbi's diagnostics (`run_sbc`,
+    `run_tarp`) take it as they take a member. Over models, of `ModelPosterior`: `probs`, `log_probs`, `log_bayes_factor`,
+    `sample`, `spread`.
 
     Args:
         members: The posteriors.
+        weights: Weights (M,) of the members, not negative, of any sum; equal if None.
+        held_out_losses: Losses (M, N) of the members for simulations that none was trained on, for sbi's NPE −log q_m(θ | x)
+            in nats; `train_ensemble` gives them where trainers tell.
 
     Attributes:
-        members: The posteriors, a list.
+        members: The posteriors, a list; the ensemble itself can be iterated over, too.
+        weights: Shape (M,), float64, summing to one.
+        held_out_losses: As given, or None.
 
     Raises:
-        ValueError: If there is no member, or some are over models and some are not.
+        ValueError: If there is no member, some are over models and some are not, their priors differ, or there is not one
+            weight for each.
+
+    Example:
+        >>> ensemble = DeepEnsemblePosterior([torch.distributions.Normal(m, torch.ones(1)) for m in (-9.0, 9.0)])
+        >>> ensemble.sample((1000,)).abs().mean() > 8, ensemble.log_prob(torch.tensor([9.0])).exp().item() < 0.2
+        (tensor(True), True)
     """
 
-    def __init__(self, members: Sequence[Any]):
-        self.members = list(members)
+    def __init__(self, members: Sequence[Any], weights: Any = None, held_out_losses: Tensor | None = None):
+        self.members, self.held_out_losses = list(members), held_out_losses
         if not self.members:
             raise ValueError("an ensemble needs at least one member.")
         over_models = [isinstance(member, ModelPosterior) for member in self.members]
         if any(over_models) and not all(over_models):
             raise ValueError("members must all be posteriors over models, or all over parameters.")
         self._over_models = over_models[0]
+        self.weights = _as_weights(weights, len(self.members))
+        _check_same_prior(self.members)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -67,7 +85,7 @@ class DeepEnsemblePosterior:
         return self._mix("sample_batched", sample_shape, args, kwargs)
 
     def log_prob(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Log density of the mixture, log M^{-1} Σ_m q_m; arguments and shape as for a member's `log_prob`."""
+        """Log density of the mixture, log Σ_m w_m q_m; arguments and shape as for a member's `log_prob`."""
         return self._mean_of_logs("log_prob", *args, **kwargs)
 
     def log_prob_batched(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -86,6 +104,15 @@ class DeepEnsemblePosterior:
             member.to(device)
         return self
 
+    @property
+    def prior(self) -> Any:
+        """The members' prior over parameters; None if they do not tell."""
+        return prior_of(self.members[0])
+
+    def condition_on(self, context: Any) -> DeepEnsemblePosterior:
+        """The ensemble of `member.condition_on(context)`, for members that have it, such as `ContextPosterior`."""
+        return DeepEnsemblePosterior([member.condition_on(context) for member in self.members], self.weights)
+
     # ---- over models
 
     def log_probs(self, x: Tensor, model_prior: Any = None) -> Tensor:
@@ -99,12 +126,15 @@ class DeepEnsemblePosterior:
     def log_bayes_factor(self, x: Tensor, i: int, j: int) -> Tensor:
         """The members' mean of log p(x | M_i) − log p(x | M_j), (B,), nats; no prior enters."""
         self._check_over_models("log_bayes_factor")
-        return torch.stack([member.log_bayes_factor(x, i, j) for member in self.members]).mean(0)
+        factors = torch.stack([member.log_bayes_factor(x, i, j) for member in self.members])
+        return torch.einsum("m,m...->...", self.weights.to(factors), factors)
 
     def spread(self, x: Tensor, model_prior: Any = None) -> Tensor:
         """Standard deviation of the members' probabilities, (B, J)."""
         self._check_over_models("spread")
-        return torch.stack([member.probs(x, model_prior) for member in self.members]).std(0, unbiased=False)
+        probs = torch.stack([member.probs(x, model_prior) for member in self.members])
+        weights = self.weights.to(probs).view(-1, 1, 1)
+        return (weights * (probs - (weights * probs).sum(0)).square()).sum(0).sqrt()
 
     def save(self, path: str | Path) -> None:
         """Save all members, which must be over models, in one file, for `load`.
@@ -113,13 +143,19 @@ class DeepEnsemblePosterior:
             TypeError: If they are not.
         """
         self._check_over_models("save")
-        save_file(path, "deep_ensemble", {"members": [describe_model_posterior(member) for member in self.members]})
+        members = [describe_model_posterior(member) for member in self.members]
+        save_file(
+            path,
+            "deep_ensemble",
+            {"members": members, "weights": self.weights, "held_out_losses": self.held_out_losses},
+        )
 
     @classmethod
     def load(cls, path: str | Path, embedding_net: torch.nn.Module | None = None) -> DeepEnsemblePosterior:
         """Load what `save` wrote; arguments and errors as for `ModelPosterior.load`."""
         content = load_file(path, "deep_ensemble")
-        return cls([restore_model_posterior(member, embedding_net) for member in content.get("members", ())])
+        members = [restore_model_posterior(member, embedding_net) for member in content.get("members", ())]
+        return cls(members, content.get("weights"), content.get("held_out_losses"))
 
     # ---- pieces
 
@@ -131,11 +167,11 @@ class DeepEnsemblePosterior:
         if name == "log_probs":
             self._check_over_models(name)
         logs = torch.stack([getattr(member, name)(*args, **kwargs) for member in self.members])
-        return logs.logsumexp(0) - math.log(len(self.members))
+        return (logs + self.weights.log().to(logs).view(-1, *[1] * (logs.ndim - 1))).logsumexp(0)
 
     def _mix(self, name: str, sample_shape: Sequence[int], args: tuple, kwargs: dict[str, Any]) -> Tensor:
         num = torch.Size(sample_shape).numel()
-        chosen = torch.randint(len(self.members), (num,))
+        chosen = self.weights.multinomial(num, replacement=True) if num else torch.zeros(0)
         mixed = None
         for number, member in enumerate(self.members):
             places = (chosen == number).nonzero().squeeze(-1)
@@ -147,3 +183,35 @@ class DeepEnsemblePosterior:
         if mixed is None:
             return getattr(self.members[0], name)(sample_shape, *args, **kwargs)  # no draws at all
         return mixed.reshape(*sample_shape, *mixed.shape[1:])
+
+
+def _as_weights(weights: Any, num: int) -> Tensor:
+    if weights is None:
+        return torch.full((num,), 1 / num, dtype=torch.float64)
+    given = as_finite_tensor(weights, "weights").detach().double().cpu()
+    if given.shape != (num,) or bool((given < 0).any()) or not given.sum() > 0:
+        raise ValueError(
+            f"weights must be {num} numbers, one for each member, none negative, not all 0, got {weights}."
+        )
+    return given / given.sum()
+
+
+def prior_of(member: Any) -> Any:
+    """The prior of a posterior over parameters, None if it does not tell."""
+    prior = getattr(member, "prior", None)
+    return getattr(getattr(member, "potential_fn", None), "prior", None) if prior is None else prior
+
+
+def _check_same_prior(members: list[Any]) -> None:
+    """Priors are the same if their densities are, at draws of the first."""
+    priors = [prior_of(member) for member in members]
+    others = [prior for prior in priors[1:] if prior is not priors[0]]
+    if not others or not all(isinstance(prior, Distribution) for prior in priors):
+        return
+    with seeded(0):
+        theta = priors[0].sample((_DRAWS,))
+    expected = priors[0].log_prob(theta)
+    for number, prior in enumerate(priors):
+        found = prior.log_prob(theta)
+        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+            raise ValueError(f"members must have one prior: that of member {number} is not that of member 0.")

@@ -82,7 +82,7 @@ class ClassifierRun:
     def at_chance(self) -> bool:
         """Whether the held-out loss is that of a net without any data: within two standard errors, and within 2 %."""
         blind = [self._loss(m.new_zeros(len(m), self.net.num_models).float(), m) for m, _ in self._held_out]
-        chance, losses = torch.cat(blind).double(), self._held_out_losses()
+        chance, losses = torch.cat(blind).double(), self.held_out_losses()
         return bool(losses.mean() > 0.98 * chance.mean()) and not _is_lower(losses, chance)
 
     def _remember_last(self) -> None:
@@ -98,13 +98,14 @@ class ClassifierRun:
         """
         if self._last is None:
             return
-        best, weights = self._held_out_losses(), {k: v.clone() for k, v in self.net.state_dict().items()}
+        best, weights = self.held_out_losses(), {k: v.clone() for k, v in self.net.state_dict().items()}
         self.net.load_state_dict(self._last)
-        if _is_lower(best, self._held_out_losses()):
+        if _is_lower(best, self.held_out_losses()):
             self.net.load_state_dict(weights)
 
     @torch.no_grad()
-    def _held_out_losses(self) -> Tensor:
+    def held_out_losses(self) -> Tensor:
+        """Loss of each held-out simulation, (N,), of the net as it is now."""
         self.net.eval()
         return torch.cat([self._losses_of(batch) for batch in self._held_out]).double()
 

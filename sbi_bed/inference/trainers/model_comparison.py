@@ -188,7 +188,7 @@ class ModelComparison:
             max_num_epochs: Passes through the simulations, at most.
             clip_max_norm: Gradients are scaled down to this norm.
             seed: Seed of the whole training; the global generator if None.
-            split_seed: Seed of which simulations are held out, so that trainings can share them; drawn like all else if None.
+            split_seed: Seed of which simulations are held out, for trainings that share them; drawn like all else if None.
             final_learning_rate: Share of the learning rate that is left at the end.
             weight_decay: Of AdamW. With none, Bayes factors far out, of which there are few simulations, grow without bound.
             max_restarts: How often to start again from chance, at most.
