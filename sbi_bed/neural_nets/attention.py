@@ -33,10 +33,7 @@ class CausalBlock(nn.Module):
         Returns:
             Tokens (..., n, width) and the cache of m + n keys and values (..., heads, m + n, width / heads).
         """
-        query, key, value = (
-            part.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
-            for part in self.to_qkv(self.norm_in(tokens)).chunk(3, dim=-1)
-        )
+        query, key, value = self._project(tokens)
         if cache is not None:
             key, value = torch.cat([cache[0], key], dim=-2), torch.cat([cache[1], value], dim=-2)
         num_new, num_all = query.shape[-2], key.shape[-2]
@@ -48,3 +45,26 @@ class CausalBlock(nn.Module):
             mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=visible)
         tokens = tokens + self.from_heads(mixed.transpose(-2, -3).flatten(-2))
         return tokens + self.feed_forward(self.norm_out(tokens)), (key, value)
+
+    def ask(self, tokens: Tensor, cache: tuple[Tensor, Tensor], visible: Tensor) -> Tensor:
+        """Attend from each of q tokens to itself and to those of m cached ones that it may see, side by side.
+
+        For one token that sees all, this is what `forward` gives.
+
+        Args:
+            tokens: Shape (..., q, width).
+            cache: Keys and values (..., heads, m, width / heads).
+            visible: Which cached tokens each may see, (q, m), boolean.
+        """
+        query, key, value = self._project(tokens)
+        scale = query.shape[-1] ** -0.5
+        scores = (query @ cache[0].mT * scale).masked_fill(~visible, -torch.inf)
+        weight = torch.cat([scores, (query * key).sum(-1, keepdim=True) * scale], -1).softmax(-1)
+        mixed = weight[..., :-1] @ cache[1] + weight[..., -1:] * value
+        tokens = tokens + self.from_heads(mixed.transpose(-2, -3).flatten(-2))
+        return tokens + self.feed_forward(self.norm_out(tokens))
+
+    def _project(self, tokens: Tensor) -> list[Tensor]:
+        """Queries, keys and values, (..., heads, n, width / heads)."""
+        parts = self.to_qkv(self.norm_in(tokens)).chunk(3, dim=-1)
+        return [part.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3) for part in parts]

@@ -21,10 +21,32 @@ from ..simulators.design_space import DesignSpace
 from ..utils.files import load_file, save_file
 from ..utils.history import check_history
 
-__all__ = ["Policy", "describe_policy", "load_policy", "restore_policy"]
+__all__ = ["Policy", "SavedPolicy", "describe_policy", "load_policy", "policy_class_called", "restore_policy"]
 
 
-class Policy(nn.Module):
+class SavedPolicy(nn.Module):
+    """What all policies have in common: they are built from plain data, kept as `config`, and saved in one file.
+
+    Args:
+        **config: Arguments the policy was built with, from which `load_policy` builds it again.
+    """
+
+    def __init__(self, **config: Any):
+        super().__init__()
+        # Numbers of numpy or torch, as sweeps give them, are not plain data.
+        self.config = {name: value.item() if hasattr(value, "item") else value for name, value in config.items()}
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any], simulator: DesignSimulator | None) -> SavedPolicy:
+        """A policy with new weights from the `config` of another, for an experiment if it needs one."""
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> None:
+        """Save weights and description in one file, for `load_policy`."""
+        save_file(path, "policy", describe_policy(self))
+
+
+class Policy(SavedPolicy):
     """Base of all policies: subclasses give `initial_state`, `update` and `propose`.
 
     Args:
@@ -47,13 +69,18 @@ class Policy(nn.Module):
     """
 
     def __init__(self, simulator: DesignSimulator, **config: Any):
-        super().__init__()
+        super().__init__(**config)
         if not isinstance(simulator, DesignSimulator):
             raise TypeError(f"a policy is built for a DesignSimulator, got {simulator!r}.")
-        # Numbers of numpy or torch, as sweeps give them, are not plain data.
-        self.config = {name: value.item() if hasattr(value, "item") else value for name, value in config.items()}
         self.design_space = simulator.design_space
         self.design_dim, self.outcome_dim = simulator.design_dim, simulator.outcome_dim
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any], simulator: DesignSimulator | None) -> Policy:
+        """A policy with new weights, for `simulator`."""
+        if simulator is None:
+            raise ValueError(f"a {cls.__name__} is loaded for an experiment: give load_policy its simulator.")
+        return cls(simulator, **config)
 
     def initial_state(self, batch_shape: Sequence[int] = ()) -> Any:
         """State before the first trial, for a batch of experiments."""
@@ -99,30 +126,24 @@ class Policy(nn.Module):
             return self.propose(state)
         return self.propose(state, self.design_space.given(history[..., :num_trials, :]))
 
-    def save(self, path: str | Path) -> None:
-        """Save weights and description in one file, for `load_policy`."""
-        save_file(path, "policy", describe_policy(self))
 
-
-def describe_policy(policy: Policy) -> dict[str, Any]:
+def describe_policy(policy: SavedPolicy) -> dict[str, Any]:
     """A policy as plain data and tensors."""
     return {"policy": type(policy).__name__, "config": policy.config, "weights": policy.state_dict()}
 
 
-def restore_policy(description: dict[str, Any], simulator: DesignSimulator, policy_class: type | None = None) -> Policy:
+def restore_policy(
+    description: dict[str, Any], simulator: DesignSimulator | None, policy_class: type | None = None
+) -> Any:
     """Build a policy from `describe_policy`'s output.
 
     Raises:
         ValueError: If the policy is of an unknown class, or does not fit the simulator.
     """
-    import sbi_bed.policies as room
-
+    cls = policy_class or policy_class_called(description["policy"])
     name = description["policy"]
-    cls = policy_class or (getattr(room, name) if name in room.__all__ else None)
-    if not (isinstance(cls, type) and issubclass(cls, Policy)):
-        raise ValueError(f"'{name}' is not one of sbi_bed's policies; give policy_class=, the class it was saved from.")
     try:
-        policy = cls(simulator, **description["config"])
+        policy = cls.rebuild(description["config"], simulator)
     except TypeError as err:
         raise ValueError(f"the saved {name} cannot be built from {description['config']}: {err}") from err
     try:
@@ -132,17 +153,42 @@ def restore_policy(description: dict[str, Any], simulator: DesignSimulator, poli
     return policy
 
 
-def load_policy(path: str | Path, simulator: DesignSimulator, policy_class: type | None = None) -> Policy:
-    """Load a policy that `Policy.save` wrote.
+def policy_class_called(name: str) -> type[SavedPolicy]:
+    """The policy of this room that has this name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    import sbi_bed.policies as room
+
+    cls = getattr(room, name) if name in room.__all__ else None
+    if not (isinstance(cls, type) and issubclass(cls, SavedPolicy)):
+        raise ValueError(f"'{name}' is not one of sbi_bed's policies; give policy_class=, the class it was saved from.")
+    return cls
+
+
+def load_policy(path: str | Path, simulator: DesignSimulator | None = None, policy_class: type | None = None) -> Any:
+    """Load a policy that its `save` wrote.
 
     Args:
         path: The file.
-        simulator: The experiment the policy was built for.
+        simulator: The experiment that a `Policy` was built for; a `TreatmentPolicy` needs none.
         policy_class: Class of a policy that is not one of this package's.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is truncated or foreign, or the policy does not fit the simulator.
+
+    Example:
+        >>> import tempfile
+        >>> from sbi_bed.policies import DeepSetsPolicy
+        >>> from sbi_bed.simulators import LocationFinding
+        >>> simulator = LocationFinding()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     DeepSetsPolicy(simulator, width=16).save(f"{folder}/policy.pt")
+        ...     policy = load_policy(f"{folder}/policy.pt", simulator)
+        >>> type(policy).__name__, policy.config["width"]
+        ('DeepSetsPolicy', 16)
     """
     content = load_file(path, "policy")
     if not {"policy", "config", "weights"} <= content.keys():
