@@ -12,7 +12,6 @@ lapses; with discount rate k per day and temperature τ in the unit of the amoun
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints
 
+from ..utils.csv_rows import number_in, read_rows
 from .base import DesignSimulator
 from .design_space import DesignSpace
 
@@ -60,24 +60,20 @@ def read_choices(path: str | Path) -> dict[str, RecordedChoices]:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a column is missing, or a value is not a finite number, a choice not 0 or 1, or a delay negative.
+
+    Example:
+        >>> import tempfile
+        >>> header = "participant,trial,amount_immediate,amount_delayed,delay_days,chose_immediate"
+        >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+        ...     _ = file.write(f"{header}\\n7,1,20,100,30,0\\n7,2,80,100,30,1\\n")
+        ...     file.flush()
+        ...     people = read_choices(file.name)
+        >>> people["7"].chose_delayed.flatten()
+        tensor([1., 0.])
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise ValueError(
-                    f"{path} lacks the column '{missing[0]}'; it has {', '.join(reader.fieldnames or ())}."
-                )
-            rows: dict[str, list[tuple[float, ...]]] = {}
-            for row in reader:
-                rows.setdefault(str(row["participant"]).strip(), []).append(
-                    _numbers(row, f"{path}, line {reader.line_num}")
-                )
-    except FileNotFoundError as err:
-        raise FileNotFoundError(f"there is no file {path}.") from err
-    except (UnicodeDecodeError, csv.Error) as err:
-        raise ValueError(f"{path} is not a CSV file: {err}.") from err
+    rows: dict[str, list[tuple[float, ...]]] = {}
+    for row, where in read_rows(path, _COLUMNS):
+        rows.setdefault(str(row["participant"]).strip(), []).append(_numbers(row, where))
     if not rows:
         raise ValueError(f"{path} has no choices in it.")
     return {name: _choices(name, sorted(values, key=lambda row: row[0])) for name, values in rows.items()}
@@ -88,6 +84,16 @@ def read_participant(path: str | Path, participant: int | str) -> RecordedChoice
 
     Raises:
         ValueError: Besides, if the file has no such participant.
+
+    Example:
+        >>> import tempfile
+        >>> header = "participant,trial,amount_immediate,amount_delayed,delay_days,chose_immediate"
+        >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+        ...     _ = file.write(f"{header}\\n7,1,20,100,30,0\\n")
+        ...     file.flush()
+        ...     person = read_participant(file.name, 7)
+        >>> person.questions
+        tensor([[ 20., 100.,  30.]])
     """
     people = read_choices(path)
     name = str(participant).strip()
@@ -149,15 +155,7 @@ def _log_probability(theta: Tensor, design: Tensor, outcome: Tensor) -> Tensor:
 
 def _numbers(row: dict[str, Any], where: str) -> tuple[float, ...]:
     """Trial, question and choice of one row."""
-    values = []
-    for name in _COLUMNS[1:]:
-        try:
-            value = float(row[name])
-        except (TypeError, ValueError):
-            value = math.nan
-        if not math.isfinite(value):
-            raise ValueError(f"{where}: {name} must be a finite number, got {row[name]!r}.")
-        values.append(value)
+    values = [number_in(row, name, where) for name in _COLUMNS[1:]]
     if values[-1] not in (0.0, 1.0):
         raise ValueError(f"{where}: chose_immediate must be 0 or 1, got {row['chose_immediate']!r}.")
     if values[3] < 0:

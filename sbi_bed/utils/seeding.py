@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-__all__ = ["seeded"]
+__all__ = ["seed_for", "seeded"]
 
 
 @contextmanager
@@ -31,3 +32,8 @@ def seeded(seed: int | None, device: str | torch.device = "cpu") -> Iterator[Non
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+def seed_for(seed: int, purpose: str) -> int:
+    """A seed in [0, 2^62) that depends on another seed and a purpose, and on nothing else."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest(), "big") >> 2

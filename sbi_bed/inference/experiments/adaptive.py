@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from ...simulators.base import DesignSimulator
 from ...simulators.rollout import as_sequential
 from ...utils.checks import as_finite_tensor, check_count
 from ...utils.history import pack_history
-from ...utils.seeding import seeded
+from ...utils.seeding import seed_for, seeded
 from .journal import Journal, plain_to_tensor, tensor_to_plain
 from .limits import DesignLimits
 from .saved import SavedExperiment, plain_to_policy, policy_to_plain, restore_callables
@@ -215,7 +214,7 @@ class AdaptiveExperiment(SavedExperiment):
 
     def seed_for(self, purpose: str) -> int:
         """A seed that depends on the experiment's seed and a purpose, and on nothing else."""
-        return int.from_bytes(hashlib.blake2b(f"{self.seed}/{purpose}".encode(), digest_size=8).digest(), "big") >> 2
+        return seed_for(self.seed, purpose)
 
     # ---- for subclasses
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,19 @@ class SavedExperiment:
             ValueError: If the file is truncated, damaged, foreign, in use, or of another experiment; or if a policy, a
                 cost or a rule must be given again.
         """
+        return cls._load(
+            path, journal, lambda header, entries: cls._restore(header, entries, simulator, policy, options)
+        )
+
+    @classmethod
+    def _load(
+        cls, path: str | Path, journal: bool, restore: Callable[[dict[str, Any], list[dict[str, Any]]], Any]
+    ) -> Any:
+        """Open a file, build the experiment from its header and entries, and go on journalling into it if asked."""
         opened = Journal.open(path) if journal else None
         try:
             header, entries = read_journal(path) if opened is None else (opened.header, opened.entries)
-            experiment = cls._restore(header, entries, simulator, policy, options)
+            experiment = restore(header, entries)
             experiment._journal = opened
             experiment._resume()
         except BaseException as err:
@@ -113,7 +123,7 @@ def policy_to_plain(policy: Any) -> dict[str, Any]:
     return {"policy": name, "config": config, "weights": weights}
 
 
-def plain_to_policy(plain: dict[str, Any], simulator: DesignSimulator, given: Any = None) -> Any:
+def plain_to_policy(plain: dict[str, Any], simulator: DesignSimulator | None, given: Any = None) -> Any:
     """Undo `policy_to_plain`, with a copy of the policy `given`, if any, to hold the weights.
 
     Raises:

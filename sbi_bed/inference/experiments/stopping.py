@@ -74,7 +74,14 @@ def as_rule(rule: Any) -> StoppingRule:
 
 
 def after_trials(num_trials: int) -> StoppingRule:
-    """Holds from trial `num_trials` on; to join with others."""
+    """Holds from trial `num_trials` on; to join with others.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> rule = after_trials(10)
+        >>> rule(SimpleNamespace(num_trials=9)), rule(SimpleNamespace(num_trials=10))
+        (False, True)
+    """
     num_trials = check_count(num_trials, "num_trials")
     plain = {"rule": "after_trials", "num_trials": num_trials}
     return StoppingRule(lambda experiment: experiment.num_trials >= num_trials, f"after {num_trials} trials", plain)
@@ -97,6 +104,10 @@ def posterior_sd_below(
 
     Raises:
         ValueError: If the level is not positive.
+
+    Example:
+        >>> posterior_sd_below(0.1, parameters=[0])  # AdaptiveExperiment(..., stop_when=this)
+        StoppingRule(posterior sd of parameters [0] below 0.1)
     """
     levels = as_finite_tensor(level, "level")
     if not (levels > 0).all():
@@ -129,6 +140,10 @@ def gain_below(level: float, num_trials: int = 1, num_samples: int = 512, sample
 
     Raises:
         ValueError: If the level is not positive.
+
+    Example:
+        >>> gain_below(0.05, num_trials=3) & after_trials(10)  # AdaptiveExperiment(..., stop_when=this)
+        StoppingRule((gain below 0.05 nats per trial and after 10 trials))
     """
     if not (level > 0 and math.isfinite(level)):
         raise ValueError(f"level must be positive, got {level}.")
