@@ -7,10 +7,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal, constraints
+from torch.distributions import Independent, MultivariateNormal, Normal, constraints
 
 from sbi_bed.policies import Policy
-from sbi_bed.simulators import DesignSimulator, DesignSpace, Pharmacokinetics
+from sbi_bed.simulators import DesignSimulator, DesignSpace, Pharmacokinetics, PowerScaledPrior
 
 
 def gaussian_prior(dim: int, dtype: torch.dtype = torch.float32) -> MultivariateNormal:
@@ -133,3 +133,31 @@ def numerical_gradient(function, parameter: Tensor, step: float = 1e-5) -> Tenso
             parameter.view(-1)[index] = value
             gradient.view(-1)[index] = (high - low) / (2 * step)
     return gradient
+
+
+class LinearGaussianData:
+    """x ~ N(Aθ, σ² I), 4 numbers about 3 parameters, θ_j ~ N(0, 1/γ_j): the exact posterior at every γ.
+
+    Its precision is diag(γ) + AᵀA/σ², whatever x is, and its mean the covariance times Aᵀx/σ².
+    """
+
+    matrix = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.5], [0.3, 0.0, 1.0], [0.5, -0.5, 0.5]])
+
+    def __init__(self, noise_sd: float = 1.2):
+        self.noise_sd = noise_sd
+        self.prior = PowerScaledPrior(Independent(Normal(torch.zeros(3), torch.ones(3)), 1))
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        mean = theta @ self.matrix.T
+        return mean + self.noise_sd * torch.randn_like(mean)
+
+    def posterior(self, x: Tensor, gamma: Tensor) -> MultivariateNormal:
+        """Exact posteriors, batch shape (...), float64, given x (..., 4) and γ (..., 3)."""
+        matrix = self.matrix.double() / self.noise_sd
+        covariance = torch.linalg.inv(torch.diag_embed(gamma.double()) + matrix.T @ matrix)
+        weighted = (x.double() / self.noise_sd) @ matrix
+        return MultivariateNormal((covariance @ weighted.unsqueeze(-1)).squeeze(-1), covariance)
+
+    def log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
+        """log p(x | θ), shape (...)."""
+        return Normal(theta @ self.matrix.T, self.noise_sd).log_prob(x).sum(-1)

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..utils.checks import as_finite_tensor, check_count
 from ..utils.seeding import seeded
 
-__all__ = ["MMDTest", "mmd_test"]
+__all__ = ["MMDTest", "mmd_squared", "mmd_test"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,23 @@ def mmd_test(
     values = _mmd_squared(kernel, chosen, len(a), len(b))
     rounding = 1e-12  # the same choice in another order
     return MMDTest(float(values[0]), float((values >= values[0] - rounding).double().mean()), bandwidth)
+
+
+def mmd_squared(sample: Tensor, reference: Tensor, bandwidth: float) -> Tensor:
+    """Unbiased MMD² of samples (B, S) and (M, S), a scalar, without the test; it can be negative.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> a = torch.randn(500, 2)
+        >>> mmd_squared(a, torch.randn(500, 2), 1.0) < 0.01 < mmd_squared(a, torch.randn(500, 2) + 1, 1.0)
+        tensor(True)
+    """
+
+    def mean_kernel(distance: Tensor) -> Tensor:
+        return torch.exp(-0.5 * (distance / bandwidth).square()).mean()
+
+    between = mean_kernel(torch.cdist(sample, reference, compute_mode="donot_use_mm_for_euclid_dist"))
+    return mean_kernel(torch.pdist(sample)) + mean_kernel(torch.pdist(reference)) - 2 * between
 
 
 def _mmd_squared(kernel: Tensor, chosen: Tensor, num: int, num_reference: int) -> Tensor:

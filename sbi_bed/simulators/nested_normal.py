@@ -1,9 +1,9 @@
 r"""Two nested hierarchical normal models (Elsemüller et al. 2023, arXiv 2301.11873), with their evidences by quadrature.
 
-    x_li ~ N(θ_l, σ²),   θ_l ~ N(μ, τ²),   τ², σ² ~ |N(0, 1)| (the variances),   M0: μ = 0,   M1: μ ~ N(0, 1),
+    x_li ~ N(θ_l, σ²),   θ_l ~ N(μ, τ²),   τ², σ² ~ |N(0, 1)| (the variances),   M0: μ = 0,   M1: μ ~ N(0, τ_0²),
 
 for observations i = 1 … n_l of groups l = 1 … L. Given both variances all is normal. With SSW = Σ_l Σ_i (x_li − x̄_l)²,
-v_l = τ² + σ²/n_l, A = Σ_l 1/v_l, m = Σ_l (x̄_l / v_l) / A, n = Σ_l n_l, and s² = 0 under M0, 1 under M1,
+v_l = τ² + σ²/n_l, A = Σ_l 1/v_l, m = Σ_l (x̄_l / v_l) / A, n = Σ_l n_l, and s² = 0 under M0, τ_0² under M1,
 
     log p(x | σ², τ²) = −½ n log 2π − ½ Σ_l log n_l − ½ (n − L) log σ² − SSW / (2σ²)
                         − ½ Σ_l [log v_l + (x̄_l − m)² / v_l] − ½ log(1 + s² A) − ½ m² A / (1 + s² A),
@@ -18,6 +18,8 @@ sets, narrow in u, and of small ones, bent ridges in (u, w), are equally accurat
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -43,11 +45,12 @@ class NestedNormal(ModelFamily):
         num_groups: Number of groups, or (low, high): then drawn for each data set, padded to `high`.
         num_observations: Number of observations in every group, or (low, high): then drawn for each data set.
         missing: Share of observations that are missing, each independently, in [0, 1).
+        mean_variance: τ_0². The prior of μ to the power γ is that of variance τ_0²/γ.
         num_nodes: Quadrature nodes for each of the two variances. With 80, log-evidences err by less
             than 1e-10 in groups of up to 100 times 100, and by 1e-9 where a data set is one to nine values.
 
     Raises:
-        ValueError: If a size or a share is out of range.
+        ValueError: If a size or a share is out of range, or a variance not positive.
 
     Example:
         >>> models = NestedNormal(num_groups=(5, 50), num_observations=(1, 100))
@@ -64,10 +67,14 @@ class NestedNormal(ModelFamily):
         num_observations: int | tuple[int, int] = 50,
         missing: float = 0.0,
         num_nodes: int = 80,
+        mean_variance: float = 1.0,
     ):
         self.num_groups = check_size(num_groups, "num_groups")
         self.num_observations = check_size(num_observations, "num_observations")
         self.missing = check_share_missing(missing)
+        if not 0 < mean_variance < math.inf:
+            raise ValueError(f"mean_variance must be positive, got {mean_variance}.")
+        self.mean_variance = float(mean_variance)
         self.num_nodes = check_count(num_nodes, "num_nodes", 8)
         self.x_shape = (self.num_groups[1], self.num_observations[1], 2)
 
@@ -83,7 +90,12 @@ class NestedNormal(ModelFamily):
     def sample_parameters(self, model_index: int, num: int) -> Tensor:
         """Prior draws (num, 3) of μ, τ², σ²."""
         variances = torch.randn(num, 2).abs()
-        return torch.cat([torch.randn(num, 1) * model_index, variances], -1)
+        return torch.cat([self.mean_variance**0.5 * torch.randn(num, 1) * model_index, variances], -1)
+
+    @property
+    def scaled_models(self) -> list[Callable[[dict[str, Tensor]], Tensor]]:
+        """One callable for each model, {"gamma": (num, 1)} → x (num, *x_shape), the prior of μ to the power γ."""
+        return [partial(self._simulate_scaled, model_index) for model_index in range(len(self.names))]
 
     def simulate_parameters(self, theta: Tensor) -> Tensor:
         """Data sets (num, *x_shape) for parameters theta (num, 3)."""
@@ -117,10 +129,15 @@ class NestedNormal(ModelFamily):
         x = x[0] if x.ndim == 5 else x
         log_tau2, log_sigma2 = variances.double().log().unbind(-1)
         points = log_sigma2.reshape(-1, len(x)).T, log_tau2.reshape(-1, len(x)).T
-        joint = _log_joint(size_statistics(x), *points, float(self._check_index(model_index)))
+        joint = _log_joint(size_statistics(x), *points, self._check_index(model_index) * self.mean_variance)
         value = joint.T.reshape(log_tau2.shape)
         squares = (2 * log_tau2).exp() + (2 * log_sigma2).exp()
         return value - log_tau2 - log_sigma2 + 0.5 * squares - 2 * _LOG_PRIOR
+
+    def _simulate_scaled(self, model_index: int, parts: dict[str, Tensor]) -> Tensor:
+        gamma = parts["gamma"]
+        theta = self.sample_parameters(model_index, len(gamma))
+        return self.simulate_parameters(torch.cat([theta[:, :1] / gamma.sqrt(), theta[:, 1:]], -1))
 
     def _simulate(self, model_index: int, num: int) -> Tensor:
         return self.sample(model_index, num)[1]
@@ -131,8 +148,9 @@ class NestedNormal(ModelFamily):
             raise ValueError("within each group of a data set all values are equal: its evidence is infinite.")
         width = max(statistics.count.shape[1], 4)  # the search for peaks costs as much as about four sizes
         step = max(1, _POINTS_AT_A_TIME // (self.num_nodes**2 * width))
+        variance = model_index * self.mean_variance
         parts = [
-            _log_integral(SizeStatistics(*(part[i : i + step] for part in statistics)), model_index, self.num_nodes)
+            _log_integral(SizeStatistics(*(part[i : i + step] for part in statistics)), variance, self.num_nodes)
             for i in range(0, len(x), step)
         ]
         return torch.cat(parts) if parts else x.new_zeros(0)

@@ -7,6 +7,7 @@ import torch
 from scipy.stats import kstest
 
 from sbi_bed.diagnostics import mmd_test
+from sbi_bed.diagnostics.mmd import mmd_squared
 
 
 def test_the_statistic_is_that_of_sbi():
@@ -16,6 +17,7 @@ def test_the_statistic_is_that_of_sbi():
     a, b = torch.randn(20, 3).double(), torch.randn(30, 3).double() + 0.3
     found = mmd_test(a, b, bandwidth=1.3, seed=0)
     assert found.mmd_squared == pytest.approx(float(unbiased_mmd_squared(a, b, scale=1.3)), rel=1e-9)
+    assert float(mmd_squared(a, b, 1.3)) == pytest.approx(found.mmd_squared, rel=1e-9)
     pooled = torch.cat([a, b])
     median = torch.pdist(pooled).median()
     assert mmd_test(a, b).bandwidth == pytest.approx(float(median))

@@ -1,0 +1,81 @@
+r"""Model probabilities in a context: p(M | x, c), and in one context as an ordinary posterior over models.
+
+Which prior the parameters have decides evidences, and so model probabilities, more than anything else. `ModelComparison`
+with a `ContextEmbedding` learns ℓ_j(x, c) = log p(x | M_j, c) + const for all contexts at once (arXiv 2310.11122).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ...simulators.contexts import Contexts
+from ...utils.checks import as_finite_tensor
+from ...utils.context_packing import pack_context
+from .model_probabilities import ModelProbabilities
+
+__all__ = ["ContextModelPosterior"]
+
+
+class ContextModelPosterior:
+    """Posterior over models in a context; contexts outside what the net was trained on are refused.
+
+    Args:
+        posterior: `ModelPosterior` of a `ModelComparison` whose x was packed with contexts, or an ensemble of them.
+        contexts: What contexts were drawn from.
+
+    Example::
+
+        model_index, x, context = simulate_models_with_context(models, 40_000, contexts)
+        embedding = ContextEmbedding(x.shape[1:], contexts.dim, HierarchicalEmbedding(1), contexts.log_columns)
+        trainer = ModelComparison(2, embedding).append_simulations(model_index, pack_context(x, context))
+        trainer.train()
+        posterior = ContextModelPosterior(trainer.build_posterior(), contexts)
+        posterior.probs(x_o, context=[1.0])
+    """
+
+    def __init__(self, posterior: Any, contexts: Contexts):
+        self.posterior, self.contexts = posterior, contexts
+
+    def condition_on(self, context: Any) -> ModelProbabilities:
+        """Model probabilities in one context (C,), with `probs(x)`, `log_probs(x)`, `log_bayes_factor(x, i, j)`.
+
+        Raises:
+            ValueError: If the context is none, or outside what the net was trained on.
+        """
+        return _InContext(self.posterior, self._check(context))
+
+    def log_probs(self, x: Any, context: Any, model_prior: Any = None) -> Tensor:
+        """log p(M_j | x, c), (B, J), for data x (B, *event) and contexts (B, C), or one (C,).
+
+        Raises:
+            ValueError: If data or contexts are of another shape, or a context is outside what the net was trained on.
+        """
+        return self.posterior.log_probs(pack_context(x, self._check(context)), model_prior)
+
+    def probs(self, x: Any, context: Any, model_prior: Any = None) -> Tensor:
+        """p(M_j | x, c), (B, J); arguments and errors as for `log_probs`."""
+        return self.log_probs(x, context, model_prior).exp()
+
+    def log_bayes_factor(self, x: Any, i: int, j: int, context: Any) -> Tensor:
+        """log p(x | M_i, c) − log p(x | M_j, c), (B,), nats; errors as for `log_probs`."""
+        return self.posterior.log_bayes_factor(pack_context(x, self._check(context)), i, j)
+
+    def _check(self, context: Any) -> Tensor:
+        return self.contexts.check_inside(as_finite_tensor(context, "context"))
+
+
+class _InContext(ModelProbabilities):
+    """A posterior over models of packed data as one of data alone."""
+
+    def __init__(self, posterior: Any, context: Tensor):
+        if context.ndim != 1:
+            raise ValueError(f"condition_on takes one context (C,), got {tuple(context.shape)}.")
+        self._posterior, self.context = posterior, context
+        first = getattr(posterior, "members", [posterior])[0]
+        self.num_models, self.model_prior = first.num_models, first.model_prior
+
+    def log_evidences(self, x: Tensor) -> Tensor:
+        logs = self._posterior.log_probs(pack_context(x, self.context))
+        return logs - self.model_prior.to(logs).log()

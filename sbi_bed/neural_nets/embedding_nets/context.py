@@ -1,0 +1,140 @@
+r"""Data read together with a context: [data | context] → [summary s of the data, context c, net(s, c)].
+
+The context says which prior, simulator or data an answer is for (arXiv 2310.11122). Packed behind the data in one x it
+passes through sbi's trainers and diagnostics as it is. Here both are split again; the data go to a net of their own, and
+contexts, those that are powers in their logs, are standardised: log γ from log ½ to log 2 becomes numbers about 1. What a
+context changes is mostly the weight of the data against the prior, a product, for which there is a small net of both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...utils.checks import check_count
+from ...utils.context_packing import unpack_context
+
+__all__ = ["ContextEmbedding"]
+
+
+class ContextEmbedding(nn.Module):
+    """Embedding net for data with a context, x (B, E + C) → (B, S + C + output_dim); sbi must not z-score it.
+
+    Args:
+        event_shape: Shape of one data set, of E values, in which `embedding_net` gets it.
+        context_dim: C.
+        embedding_net: Data (B, *event_shape) → summary (B, S): `HierarchicalEmbedding`, `HistoryEmbedding` or any net. If
+            None the data themselves, flattened and standardised.
+        log_columns: Which of the C numbers, all positive, are read in their logs; none if None.
+        output_dim: Features of both together.
+        hidden_dim: Width of the net that makes them.
+
+    Raises:
+        TypeError: If a size is no whole number.
+        ValueError: If a size is below 1, there is not one `log_columns` for each number, or `embedding_net` does not read
+            (2, *event_shape) of ones.
+
+    Example:
+        >>> from sbi_bed.utils import pack_context
+        >>> x = pack_context(torch.randn(50, 4, 2), torch.rand(50, 3) + 0.5)
+        >>> embedding = ContextEmbedding((4, 2), 3, nn.Sequential(nn.Flatten(), nn.Linear(8, 5)), [True] * 3)
+        >>> embedding.fit_scale(x)(x).shape
+        torch.Size([50, 40])
+    """
+
+    log_columns: Tensor
+    context_mean: Tensor
+    context_sd: Tensor
+    x_mean: Tensor
+    x_sd: Tensor
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        context_dim: int,
+        embedding_net: nn.Module | None = None,
+        log_columns: Sequence[bool] | None = None,
+        output_dim: int = 32,
+        hidden_dim: int = 64,
+    ):
+        super().__init__()
+        self.event_shape = tuple(check_count(size, "event_shape") for size in event_shape)
+        self.context_dim, self.embedding_net = check_count(context_dim, "context_dim"), embedding_net
+        logs = [False] * self.context_dim if log_columns is None else list(log_columns)
+        if len(logs) != self.context_dim:
+            raise ValueError(f"log_columns must have {self.context_dim} values, one for each of context, got {logs}.")
+        self.register_buffer("log_columns", torch.tensor(logs))
+        self.register_buffer("context_mean", torch.zeros(self.context_dim))
+        self.register_buffer("context_sd", torch.ones(self.context_dim))
+        num = math.prod(self.event_shape) if embedding_net is None else 0
+        self.register_buffer("x_mean", torch.zeros(num))
+        self.register_buffer("x_sd", torch.ones(num))
+        width = self._summary_dim() + self.context_dim
+        hidden_dim, output_dim = check_count(hidden_dim, "hidden_dim"), check_count(output_dim, "output_dim")
+        self.both = nn.Sequential(nn.Linear(width, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, output_dim))
+
+    @torch.no_grad()
+    def fit_scale(self, x: Tensor) -> ContextEmbedding:
+        """Measure mean and sd of contexts, and of the data for their own net or for none; returns the net itself.
+
+        Args:
+            x: Some hundreds of packed simulations, (B, E + C).
+
+        Raises:
+            ValueError: If x has another width.
+        """
+        data, context = self._split(x)
+        _measure(context, self.context_mean, self.context_sd)
+        if self.embedding_net is None:
+            _measure(data.flatten(1), self.x_mean, self.x_sd)
+        elif hasattr(self.embedding_net, "fit_scale"):
+            self.embedding_net.fit_scale(data)  # pyright: ignore[reportCallIssue]
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Summaries, contexts and features of both, (B, S + C + output_dim), of packed x (B, E + C).
+
+        Raises:
+            ValueError: If x has another width.
+        """
+        data, context = self._split(x)
+        summary = (
+            (data.flatten(1) - self.x_mean) / self.x_sd if self.embedding_net is None else self.embedding_net(data)
+        )
+        known = torch.cat([summary, (context - self.context_mean) / self.context_sd], -1)
+        return torch.cat([known, self.both(known)], -1)
+
+    def _summary_dim(self) -> int:
+        if self.embedding_net is None:
+            return math.prod(self.event_shape)
+        training = self.embedding_net.training
+        try:
+            with torch.no_grad():
+                summary = self.embedding_net.eval()(torch.ones(2, *self.event_shape))
+        except (RuntimeError, ValueError, IndexError) as err:
+            raise ValueError(f"embedding_net cannot read data of shape (2, *{self.event_shape}): {err}") from err
+        finally:
+            self.embedding_net.train(training)
+        if summary.ndim != 2:
+            raise ValueError(f"embedding_net must give summaries (B, S), got shape {tuple(summary.shape)}.")
+        return summary.shape[-1]
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Any]:
+        data, context = unpack_context(x, self.event_shape)
+        if context.shape[-1] != self.context_dim:
+            raise ValueError(
+                f"x must be data of shape {self.event_shape} with {self.context_dim} values of context behind them, "
+                f"got {tuple(x.shape)}."
+            )
+        return data, torch.where(self.log_columns, context.clamp_min(1e-30).log(), context)
+
+
+def _measure(value: Tensor, mean: Tensor, sd: Tensor) -> None:
+    """Put mean and sd of values (B, S) into two buffers; what is constant stays as it is."""
+    mean.copy_(value.double().mean(0))
+    found = value.double().std(0)
+    sd.copy_(torch.where(found > 1e-6 * (1 + mean.abs()), found, 1.0))
