@@ -86,7 +86,7 @@ def train_and_test(models, num_simulations, epochs, num_test, name, command, num
 
 
 def test_twenty_by_twenty():
-    found = train_and_test(NestedNormal(20, 20), 40_000, 24, 1500, "nested normal 20×20", "twenty", num_members=3)
+    found = train_and_test(NestedNormal(20, 20), 40_000, 48, 1500, "nested normal 20×20", "twenty", num_members=2)
     assert found.probability.kl <= 0.0008 and found.near <= 0.5
     assert found.seconds <= 360 and found.rate >= 8000
 

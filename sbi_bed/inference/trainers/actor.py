@@ -33,6 +33,7 @@ from ...simulators.optimal_actions import check_pair
 from ...simulators.perception import Belief, Perception
 from ...simulators.situations import Situations, draw_situations
 from ...utils.checks import check_count
+from ...utils.files import rebuilding
 from ...utils.seeding import seeded
 from .actor_settings import ActorSettings
 from .checkpoint import read_checkpoint, restore_random_state, write_checkpoint
@@ -237,11 +238,12 @@ class ActorTrainer:
         content = read_checkpoint(path, _KIND, description, {"actor", "optimizer", "step"})
         if content is None:
             return 0
-        actor.load_state_dict(content["actor"])
-        optimizer.load_state_dict(content["optimizer"])
-        restore_random_state(content, self.device)
-        self.num_steps = content["step"]
-        return content["step"]
+        with rebuilding(str(path)):
+            actor.load_state_dict(content["actor"])
+            optimizer.load_state_dict(content["optimizer"])
+            restore_random_state(content, self.device)
+            self.num_steps = content["step"]
+        return self.num_steps
 
 
 def _parts(situations: Situations, device: torch.device | str = "cpu") -> tuple[Belief, Tensor, dict[str, Tensor]]:

@@ -72,6 +72,28 @@ def refine_policies(
 
     Raises:
         ValueError: If the histories are not (E, n, D + O + 1) with n < T, or padded, or as `refine_policy` does.
+
+    Example:
+        >>> from sbi_bed.policies import DeepSetsPolicy
+        >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
+        >>> simulator = LocationFinding()
+        >>> policy = DeepSetsPolicy(simulator)
+        >>> histories = PolicySimulator(simulator, policy, horizon=2)(simulator.prior.sample((3,)))
+        >>> refined = refine_policies(
+        ...     policy,
+        ...     simulator,
+        ...     4,
+        ...     histories,
+        ...     num_steps=2,
+        ...     batch_size=8,
+        ...     num_contrastive=7,
+        ...     num_particles=128,
+        ...     num_held_out=16,
+        ...     seed=0,
+        ...     show_progress_bars=False,
+        ... )
+        >>> [type(one.policy).__name__ for one in refined]
+        ['DeepSetsPolicy', 'DeepSetsPolicy', 'DeepSetsPolicy']
     """
     begin = time.perf_counter()
     histories = check_history(histories, simulator.design_dim, simulator.outcome_dim)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...utils.checks import check_count
-from ...utils.files import load_file, save_file
+from ...utils.files import load_file, rebuilding, save_file
 
 __all__ = ["check_checkpoint_arguments", "read_checkpoint", "restore_random_state", "write_checkpoint"]
 
@@ -56,7 +56,8 @@ def read_checkpoint(
     content = load_file(path, kind)
     if not content.keys() >= parts | {"settings", "random_state", "device_random_state"}:
         raise ValueError(f"{path} lacks parts of a training.")
-    others = {k: v for k, v in content["settings"].items() if settings.get(k) != v}
+    with rebuilding(path):
+        others = {k: v for k, v in content["settings"].items() if settings.get(k) != v}
     if others:
         ours = {k: settings.get(k) for k in others}
         raise ValueError(f"{path} is a checkpoint of a training with {others}, not {ours}.")

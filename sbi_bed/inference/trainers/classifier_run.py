@@ -1,28 +1,26 @@
-"""One training of a classifier from given weights, on sbi's loop: batches, learning rate, reasons to stop, progress."""
+"""One training of a classifier from given weights, which may turn out to be at chance."""
 
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..._compat import TrainingLoop
 from ...neural_nets.classifiers import EvidenceClassifier
-from .batches import Batches
-from .classifier_settings import ClassifierSettings
 from .epoch_checkpoint import EpochCheckpoint
+from .epoch_run import EpochRun
+from .epoch_settings import EpochSettings
 
 __all__ = ["ClassifierRun"]
 
 _STEPS_BEFORE_JUDGEMENT = 200
 
 
-class ClassifierRun:
-    """Trains a net on simulations.
+class ClassifierRun(EpochRun):
+    """Trains a classifier on simulations.
 
     Args:
         net: x → log evidences; trained in place.
@@ -35,48 +33,29 @@ class ClassifierRun:
         stop_at_chance: Whether to stop after a quarter of the training (but some steps) if the net is still at chance.
     """
 
+    label = "comparing models"
+
     def __init__(
         self,
         net: EvidenceClassifier,
         loss: nn.Module,
-        settings: ClassifierSettings,
+        settings: EpochSettings,
         data: tuple[Tensor, Tensor],
         split: tuple[Tensor, Tensor],
         device: torch.device,
         begin: float,
         stop_at_chance: bool,
     ):
-        self.net, self._loss, self._settings = net, loss, settings
-        self._device, self._begin, self._to_be_judged = device, begin, stop_at_chance
-        size = settings.training_batch_size
+        super().__init__(net, settings, data, split, device, begin)
+        self.net, self._loss, self._to_be_judged = net, loss, stop_at_chance
         self._last: dict[str, Tensor] | None = None
-        self._batches = Batches(data, split[0], size, True, device, lambda: self.used >= 1)
-        self._held_out = Batches(data, split[1], max(size, 256), False, device)
 
     def train(
         self, file: EpochCheckpoint, position: dict[str, Any], state: dict[str, Any] | None, tracker: Any, show: bool
     ) -> None:
-        """Train from the beginning, or from a checkpoint's `state`; `file` is written with `position` after epochs."""
-        settings, parts = self._settings, (self._losses_of, self._rate, self._stop, self._after_epoch)
-        self.loop = TrainingLoop(self.net, *parts, self._device, tracker, settings.weight_decay)
-        if state is not None:
-            file.restore(self.loop, state)
-            self._remember_last()
-        self._to_be_judged &= self.loop.epoch <= self._first_judgement
-        self._keep = lambda: file.write(self.loop, position, last=self.loop.epoch >= settings.max_num_epochs)
-        with tqdm(
-            desc="comparing models", total=settings.max_num_epochs, initial=self.loop.epoch, disable=not show
-        ) as bar:
-            self._bar = bar
-            epochs, patience = settings.max_num_epochs, settings.stop_after_epochs
-            self.loop.run(self._batches, self._held_out, epochs, patience, settings.clip_max_norm)
+        """As for `EpochRun`; the last weights are kept unless the best ones are better by more than chance."""
+        super().train(file, position, state, tracker, show)
         self._prefer_last()
-
-    @property
-    def used(self) -> float:
-        """Share of `max_seconds` that is behind."""
-        limit = self._settings.max_seconds
-        return 0.0 if limit is None else (time.perf_counter() - self._begin) / limit
 
     @torch.no_grad()
     def at_chance(self) -> bool:
@@ -84,6 +63,11 @@ class ClassifierRun:
         blind = [self._loss(m.new_zeros(len(m), self.net.num_models).float(), m) for m, _ in self._held_out]
         chance, losses = torch.cat(blind).double(), self.held_out_losses()
         return bool(losses.mean() > 0.98 * chance.mean()) and not _is_lower(losses, chance)
+
+    def _begun(self) -> None:
+        if self.loop.epoch > 0:
+            self._remember_last()
+        self._to_be_judged &= self.loop.epoch <= self._first_judgement
 
     def _remember_last(self) -> None:
         if self.loop.epoch >= self._settings.max_num_epochs or self.used >= 1:
@@ -103,14 +87,6 @@ class ClassifierRun:
         if _is_lower(best, self.held_out_losses()):
             self.net.load_state_dict(weights)
 
-    @torch.no_grad()
-    def held_out_losses(self) -> Tensor:
-        """Loss of each held-out simulation, (N,), of the net as it is now."""
-        self.net.eval()
-        return torch.cat([self._losses_of(batch) for batch in self._held_out]).double()
-
-    # ---- what sbi's loop asks
-
     @property
     def _first_judgement(self) -> int:
         """Epochs after which to ask whether the net is at chance: a quarter, and some steps."""
@@ -122,26 +98,17 @@ class ClassifierRun:
         model_index, x = batch
         return self._loss(self.net(x.to(next(self.net.head.parameters()))), model_index)
 
-    def _rate(self) -> float:
-        by_epochs = (self.loop.epoch + self._batches.done) / self._settings.max_num_epochs
-        return self._settings.learning_rate_at(max(by_epochs, self.used))
-
     def _stop(self, loop: TrainingLoop) -> bool:
         if self._to_be_judged and loop.epoch > 0 and (loop.epoch >= self._first_judgement or self.used > 0.25):
             self._to_be_judged = False
             never_better = loop.validation_losses[-1] <= 1.02 * loop.best_validation_loss
             if never_better and self.at_chance():
                 return True
-        return self.used >= 1
+        return super()._stop(loop)
 
     def _after_epoch(self, loop: TrainingLoop) -> None:
-        self._batches.done, loss = 0.0, loop.validation_losses[-1]
-        if not math.isfinite(loss):
-            raise ValueError("the loss became NaN or infinite: lower learning_rate, or look for extreme values in x.")
         self._remember_last()
-        self._bar.update()
-        self._bar.set_postfix({"validation loss": f"{loss:.4f}"})
-        self._keep()
+        super()._after_epoch(loop)
 
 
 def _is_lower(first: Tensor, second: Tensor) -> bool:

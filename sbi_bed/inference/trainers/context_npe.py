@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from ..._compat import TrainingLoop
 from ...neural_nets.embedding_nets.context import ContextEmbedding
 from ...simulators.contexts import Contexts, LogUniform, UniformRange, prior_of_context
 from ...simulators.power_scaled_prior import PowerScaledPrior
@@ -30,10 +28,10 @@ from ...utils.context_packing import pack_context
 from ...utils.seeding import seeded
 from ...utils.tracking import NoTracker
 from ..posteriors.context_posterior import ContextPosterior, build_context_estimator
-from .batches import Batches
 from .checkpoint import check_checkpoint_arguments
-from .classifier_settings import ClassifierSettings
 from .epoch_checkpoint import EpochCheckpoint
+from .epoch_run import EpochRun
+from .epoch_settings import EpochSettings
 
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
@@ -184,7 +182,7 @@ class ContextNPE:
             ValueError: If an argument is out of range, there are too few simulations, the checkpoint is of another
                 training, or the loss becomes NaN.
         """
-        settings = ClassifierSettings(
+        settings = EpochSettings(
             learning_rate=learning_rate,
             final_learning_rate=final_learning_rate,
             max_num_epochs=max_num_epochs,
@@ -204,7 +202,7 @@ class ContextNPE:
             self._tracker.log_params(settings.as_plain_data())
         description = {**settings.as_plain_data(), **self._description(), "num_simulations": len(theta)}
         file = EpochCheckpoint(checkpoint, checkpoint_every, description)
-        state = file.read() if resume else None
+        state = file.read({"rows"}) if resume else None
         with seeded(settings.seed, self.device):
             with seeded(split_seed):
                 rows = torch.randperm(len(theta)) if state is None else state["rows"]
@@ -212,9 +210,12 @@ class ContextNPE:
             if len(theta) - num_held_out < 10:
                 raise ValueError(f"{len(theta)} simulations are too few to train on and to validate with.")
             if self.estimator is None:
-                self._build(theta[rows[num_held_out:]], packed[rows[num_held_out:]], tuple(x.shape[1:]))
-            run = _Run(self, settings, (theta, packed), (rows[num_held_out:], rows[:num_held_out]))
-            run.train(file, {"rows": rows}, state)
+                self.estimator = self._build(
+                    theta[rows[num_held_out:]], packed[rows[num_held_out:]], tuple(x.shape[1:])
+                )
+            split = rows[num_held_out:], rows[:num_held_out]
+            run = _FlowRun(self.estimator, settings, (theta, packed), split, self.device, time.perf_counter())
+            run.train(file, {"rows": rows}, state, self._tracker or NoTracker(), self._show_progress_bars)
             self.validation_losses, self.held_out_losses = list(run.loop.validation_losses), run.held_out_losses()
         return self
 
@@ -245,15 +246,14 @@ class ContextNPE:
             self.contexts = _seen(self._data()[2], num_gammas)
         return self.contexts
 
-    def _build(self, theta: Tensor, packed: Tensor, event_shape: tuple[int, ...]) -> None:
+    def _build(self, theta: Tensor, packed: Tensor, event_shape: tuple[int, ...]) -> nn.Module:
         """The net, scaled with these simulations."""
         self._check_prior(theta)
         contexts = self._known_contexts()
         embedding = ContextEmbedding(event_shape, contexts.dim, self.embedding_net, contexts.log_columns)
         embedding.fit_scale(packed[:5000])
         settings = self.density_estimator, self._estimator_settings
-        net = build_context_estimator(theta[:5000], packed[:100], embedding, *settings, self.prior)
-        self.estimator = net.to(self.device)
+        return build_context_estimator(theta[:5000], packed[:100], embedding, *settings, self.prior).to(self.device)
 
     def _check_prior(self, theta: Tensor) -> None:
         prior = prior_of_context(self.prior, self._data()[2][:2])
@@ -273,61 +273,14 @@ class ContextNPE:
         }
 
 
-class _Run:
-    """One training on sbi's loop."""
+class _FlowRun(EpochRun):
+    """One training of a flow."""
 
-    def __init__(
-        self,
-        trainer: ContextNPE,
-        settings: ClassifierSettings,
-        data: tuple[Tensor, Tensor],
-        split: tuple[Tensor, Tensor],
-    ):
-        self._net, self._settings, self._begin = trainer.estimator, settings, time.perf_counter()
-        self._show, tracker = trainer._show_progress_bars, trainer._tracker or NoTracker()
-        size, device = settings.training_batch_size, trainer.device
-        self._batches = Batches(data, split[0], size, True, device, lambda: self._used >= 1)
-        self._held_out = Batches(data, split[1], max(size, 1024), False, device)
-        parts = self._losses_of, self._rate, lambda loop: self._used >= 1, self._after_epoch
-        self.loop = TrainingLoop(self._net, *parts, device, tracker)
-
-    def train(self, file: EpochCheckpoint, position: dict[str, Any], state: dict[str, Any] | None) -> None:
-        settings = self._settings
-        if state is not None:
-            file.restore(self.loop, state)
-        self._keep = lambda: file.write(self.loop, position, last=self.loop.epoch >= settings.max_num_epochs)
-        progress = {"desc": "context NPE", "total": settings.max_num_epochs, "disable": not self._show}
-        with tqdm(initial=self.loop.epoch, **progress) as self._bar:
-            epochs, patience = settings.max_num_epochs, settings.stop_after_epochs
-            self.loop.run(self._batches, self._held_out, epochs, patience, settings.clip_max_norm)
-        self._net.eval()
-
-    @torch.no_grad()
-    def held_out_losses(self) -> Tensor:
-        """Loss of each held-out simulation, (N,), of the net as it is now."""
-        return torch.cat([self._losses_of(batch) for batch in self._held_out]).double().cpu()
-
-    @property
-    def _used(self) -> float:
-        """Share of `max_seconds` that is behind."""
-        limit = self._settings.max_seconds
-        return 0.0 if limit is None else (time.perf_counter() - self._begin) / limit
+    label = "context NPE"
 
     def _losses_of(self, batch: tuple[Tensor, ...]) -> Tensor:
         theta, x = batch
-        return self._net.loss(theta, condition=x)
-
-    def _rate(self) -> float:
-        by_epochs = (self.loop.epoch + self._batches.done) / self._settings.max_num_epochs
-        return self._settings.learning_rate_at(max(by_epochs, self._used))
-
-    def _after_epoch(self, loop: TrainingLoop) -> None:
-        self._batches.done, loss = 0.0, loop.validation_losses[-1]
-        if not math.isfinite(loss):
-            raise ValueError("the loss became NaN or infinite: lower learning_rate, or look for extreme values in x.")
-        self._bar.update()
-        self._bar.set_postfix({"validation loss": f"{loss:.4f}"})
-        self._keep()
+        return self._net.loss(theta, condition=x)  # pyright: ignore[reportCallIssue]
 
 
 def _seen(context: Tensor, num_gammas: int) -> Contexts:

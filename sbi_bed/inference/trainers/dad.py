@@ -26,6 +26,7 @@ from ...policies.transformer import TransformerPolicy
 from ...simulators.base import DesignSimulator
 from ...utils.checks import check_count
 from ...utils.distributed import Shards
+from ...utils.files import rebuilding
 from ...utils.history import check_history
 from ...utils.seeding import seeded
 from .checkpoint import check_checkpoint_arguments, read_checkpoint, restore_random_state, write_checkpoint
@@ -292,7 +293,8 @@ class DAD:
                 net.load_state_dict(content["weights"][name])
         except (RuntimeError, KeyError) as err:
             raise ValueError(f"{path} is a checkpoint of another policy: {err}") from err
-        optimizer.load_state_dict(content["optimizer"])
-        restore_random_state(content, self.device)
-        self.bounds = list(content["bounds"])
-        return content["step"]
+        with rebuilding(str(path)):
+            optimizer.load_state_dict(content["optimizer"])
+            restore_random_state(content, self.device)
+            self.bounds = list(content["bounds"])
+            return content["step"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..._compat import TrainingLoop
+from ...utils.files import rebuilding
 from .checkpoint import read_checkpoint, restore_random_state, write_checkpoint
 
 __all__ = ["EpochCheckpoint"]
@@ -31,13 +32,13 @@ class EpochCheckpoint:
             return
         write_checkpoint(self._path, _KIND, self._settings, {"loop": loop.state_dict(), **position}, loop.device)
 
-    def read(self) -> dict[str, Any] | None:
-        """What was written, if the file exists.
+    def read(self, position: set[str]) -> dict[str, Any] | None:
+        """What was written, if the file exists; `position` names the plain data that were kept.
 
         Raises:
             ValueError: If it is damaged, or of another training.
         """
-        return read_checkpoint(self._path, _KIND, self._settings, {"loop"})
+        return read_checkpoint(self._path, _KIND, self._settings, {"loop", *position})
 
     def restore(self, loop: TrainingLoop, state: dict[str, Any]) -> None:
         """Put a loop, and torch's generators, into the state that `read` gave.
@@ -47,6 +48,7 @@ class EpochCheckpoint:
         """
         try:
             loop.load_state_dict(state["loop"])
-        except (RuntimeError, ValueError, KeyError) as err:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as err:
             raise ValueError(f"{self._path} is a checkpoint of another net: {err}") from err
-        restore_random_state(state, loop.device)
+        with rebuilding(str(self._path)):
+            restore_random_state(state, loop.device)

@@ -25,6 +25,7 @@ from ...policies.experimenters import ExperimenterTransformer
 from ...policies.treatment_policy import StreamPredictions, TreatmentPolicy, neyman_propensity
 from ...simulators.treatment_stream import TreatmentStream, assign_stream
 from ...utils.checks import check_count
+from ...utils.files import rebuilding
 from ...utils.seeding import seeded
 from .checkpoint import read_checkpoint, restore_random_state, write_checkpoint
 from .settings import Settings
@@ -273,11 +274,12 @@ class ExperimenterTrainer:
         content = read_checkpoint(path, _KIND, description, {"step", "weights", "optimizer", "losses"})
         if content is None:
             return 0
-        self.student.load_state_dict(content["weights"])
-        optimizer.load_state_dict(content["optimizer"])
-        restore_random_state(content, self.device)
-        self.losses, self.num_steps = list(content["losses"]), content["step"]
-        return content["step"]
+        with rebuilding(str(path)):
+            self.student.load_state_dict(content["weights"])
+            optimizer.load_state_dict(content["optimizer"])
+            restore_random_state(content, self.device)
+            self.losses, self.num_steps = list(content["losses"]), content["step"]
+        return self.num_steps
 
 
 def imitation_loss(said: StreamPredictions, mean: Tensor, log_variance: Tensor, propensity_weight: float) -> Tensor:

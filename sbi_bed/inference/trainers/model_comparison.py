@@ -28,8 +28,8 @@ from ...utils.tracking import NoTracker
 from ..posteriors.model_posterior import ModelPosterior
 from .checkpoint import check_checkpoint_arguments
 from .classifier_run import ClassifierRun
-from .classifier_settings import ClassifierSettings
 from .epoch_checkpoint import EpochCheckpoint
+from .epoch_settings import EpochSettings
 
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
@@ -204,7 +204,7 @@ class ModelComparison:
         """
         if learning_rate is None:
             learning_rate = 2e-4 if self._trained else 2e-3
-        settings = ClassifierSettings(
+        settings = EpochSettings(
             learning_rate=learning_rate,
             final_learning_rate=final_learning_rate,
             max_num_epochs=max_num_epochs,
@@ -223,7 +223,7 @@ class ModelComparison:
         if self._tracker is not None:
             self._tracker.log_params(settings.as_plain_data())
         file = EpochCheckpoint(checkpoint, checkpoint_every, {**settings.as_plain_data(), **self._description()})
-        state = file.read() if resume else None
+        state = file.read({"rows", "attempt", "fresh"}) if resume else None
         with seeded(settings.seed, self.device):
             with seeded(split_seed):
                 rows = torch.randperm(len(x)) if state is None else state["rows"]

@@ -124,6 +124,28 @@ def refine_policy(
     Raises:
         ValueError: If the simulator has no likelihood and no posterior is given, or as `DAD` and `likelihood_posterior`
             do.
+
+    Example:
+        >>> from sbi_bed.policies import DeepSetsPolicy
+        >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
+        >>> simulator = LocationFinding()
+        >>> policy = DeepSetsPolicy(simulator)
+        >>> history = PolicySimulator(simulator, policy, horizon=2)(simulator.prior.sample((1,)))[0]
+        >>> refinement = refine_policy(
+        ...     policy,
+        ...     simulator,
+        ...     4,
+        ...     history,
+        ...     num_steps=2,
+        ...     batch_size=8,
+        ...     num_contrastive=7,
+        ...     num_particles=128,
+        ...     num_held_out=16,
+        ...     seed=0,
+        ...     show_progress_bars=False,
+        ... )
+        >>> refinement.policy(history).shape
+        torch.Size([2])
     """
     begin = time.perf_counter()
     check_count(num_held_out, "num_held_out", 2)

@@ -1,4 +1,4 @@
-"""The arguments of a model comparison's training, checked, and as plain data for trackers and checkpoints."""
+"""The arguments of a training by epochs, checked, and as plain data for trackers and checkpoints."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from ...utils.checks import check_count
 from .settings import Settings
 
-__all__ = ["ClassifierSettings"]
+__all__ = ["EpochSettings"]
 
 
 @dataclass(frozen=True)
-class ClassifierSettings(Settings):
-    """Arguments of `ModelComparison.train` that decide its result; see there.
+class EpochSettings(Settings):
+    """Arguments of `ModelComparison.train` and `ContextNPE.train` that decide their result; see there.
 
     Raises:
         ValueError: If one is out of range.
