@@ -1,0 +1,65 @@
+"""Every Python block of the README, of CONTRIBUTING and of the documentation's pages runs, in order, page by page."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SITE = ROOT / "tutorials" / "site"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(SITE.rglob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^[ \t]*(?:```|~~~|:::)[ \t]*(?:\{[\w-]+\}[ \t]*)?i?py", re.MULTILINE)  # any that might be one
+METHODS = sorted((SITE / "methods").glob("*.md"))
+
+
+def blocks(page):
+    """Python blocks of a page, each with its line number."""
+    text = page.read_text(encoding="utf-8")
+    return [(text[: match.start(1)].count("\n"), match.group(1)) for match in BLOCK.finditer(text)]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
+def test_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for line, code in blocks(page):
+        exec(compile("\n" * line + code, page, "exec"), names)  # line numbers in errors are the page's
+
+
+def test_the_block_finder_sees_all_blocks():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert len(blocks(page)) == len(FENCE.findall(text)), page
+
+
+def test_each_method_has_its_page():
+    assert len(METHODS) == 5
+    for page in METHODS:
+        text = page.read_text(encoding="utf-8")
+        assert blocks(page), f"{page.name} has no example"
+        for part in (
+            "## Equations",
+            "## In ten lines",
+            "## When, and when not",
+            "{py:obj}",
+            "arxiv.org/abs/",
+            "utorial",
+        ):
+            assert part in text, f"{page.name} lacks {part}"
+        assert text[: text.index("```")].count("$$") >= 2
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_inside_the_project_lead_somewhere(page):
+    made = {(SITE / "tutorials" / path.name).resolve(): path for path in (ROOT / "tutorials").glob("*.ipynb")}
+    for target in re.findall(r"\]\(([^)#:\s]+)\)", page.read_text(encoding="utf-8")):
+        path = (page.parent / target).resolve()
+        assert path.exists() or path in made, f"{page.name} points to {target}"
+
+
+def test_names_that_pages_refer_to_are_public():
+    for page in PAGES:
+        for room, name in re.findall(r"\{py:obj\}`[^<`]*<sbi_bed\.(\w+)\.(\w+)>`", page.read_text(encoding="utf-8")):
+            assert name in importlib.import_module(f"sbi_bed.{room}").__all__, f"{page.name} refers to {room}.{name}"

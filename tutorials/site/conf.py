@@ -1,0 +1,127 @@
+"""How the documentation is built: sphinx-build -W -b html tutorials/site <folder>, with the extra `doc` installed."""
+
+import functools
+import importlib
+import itertools
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from sbi_bed import __version__
+
+HERE = Path(__file__).parent
+
+project = "sbi_bed"
+author = "The sbi_bed developers"
+copyright = author
+release = version = __version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["**/.ipynb_checkpoints"]
+html_theme = "furo"
+html_title = f"sbi_bed {version}"
+
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+
+default_role = "literal"
+smartquotes = False  # L' is a derivative
+autosummary_generate = False
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 88
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+napoleon_custom_sections = [("Shapes", "notes_style")]
+
+
+class Room(SphinxDirective):
+    """All public names of a room of the package, as its `__all__` has them: a table, then each with its docstring."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Write the directives for each name, and let Sphinx read them."""
+        module = importlib.import_module(f"sbi_bed.{self.arguments[0]}")
+        names = sorted(module.__all__, key=str.lower)
+        lines = [
+            f".. currentmodule:: {module.__name__}",
+            "",
+            ".. autosummary::",
+            "",
+            *(f"   {name}" for name in names),
+            "",
+        ]
+        for name in names:
+            member = getattr(module, name)
+            kind = "autoclass" if isinstance(member, type) else "autofunction"
+            lines += [f".. {kind}:: {module.__name__}.{name}"]
+            lines += [] if member.__module__.startswith(module.__name__) else ["   :no-index:"]  # a lower room's
+            lines += [""]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+_CODE = re.compile(r"(``.+?``|`[^`]+`)")
+_MARKUP = re.compile(r"([*|]|(?<=\w)_(?!\w))")
+
+
+@functools.cache
+def documented_names() -> dict[str, str]:
+    """Where each public name is documented, by the name."""
+    rooms = [importlib.import_module(f"sbi_bed.{path.stem}") for path in (HERE / "api").glob("*.rst")]
+    return {
+        name: f"{room.__name__}.{name}"
+        for room in rooms
+        for name in room.__all__
+        if getattr(room, name).__module__.startswith(room.__name__)
+    }
+
+
+def as_markup(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Docstrings are plain text: a star or a bar in a formula is itself, and a public name in backticks is a link."""
+    for number in _prose(lines):
+        prose, code = _CODE.split(lines[number])[::2], _CODE.findall(lines[number])
+        prose = [_MARKUP.sub(r"\\\1", part) for part in prose]
+        prose[1:] = ["\\ " + part if part[:1].isalnum() else part for part in prose[1:]]  # ends the markup before it
+        code = [_link(part) for part in code]
+        lines[number] = "".join(itertools.chain(*itertools.zip_longest(prose, code, fillvalue="")))
+
+
+def _prose(lines: list[str]) -> Iterator[int]:
+    """Numbers of the lines that are neither examples nor blocks of code after a double colon."""
+    example, code_at = False, None
+    for number, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
+        code_at = None if line.strip() and code_at is not None and indent <= code_at else code_at
+        if not example and code_at is None:
+            yield number
+            code_at = indent if line.rstrip().endswith("::") else None
+
+
+def _link(code: str) -> str:
+    target = documented_names().get(code.strip("`"))
+    return f":py:obj:`{code.strip('`')} <{target}>`" if target else code
+
+
+def copy_tutorials(app: Sphinx, config: object) -> None:
+    """Sphinx reads pages below its own folder only; the tutorials lie beside it."""
+    folder = HERE / "tutorials"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for notebook in sorted(HERE.parent.glob("[0-9]*.ipynb")):
+        shutil.copy(notebook, folder)
+
+
+def setup(app: Sphinx) -> None:
+    """Register the above. Docstrings are read before napoleon (priority 500) turns their sections into markup."""
+    app.add_directive("room", Room)
+    app.connect("autodoc-process-docstring", as_markup, priority=400)
+    app.connect("config-inited", copy_tutorials)
