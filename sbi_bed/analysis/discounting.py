@@ -27,6 +27,12 @@ def plot_discounting(history: Tensor, log_k: Tensor, *, ax: Axes | None = None) 
 
     Returns:
         The axes.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> history = torch.tensor([[50.0, 100.0, 10.0, 1.0, 1.0], [20.0, 100.0, 100.0, 0.0, 1.0]])
+        >>> ax = plot_discounting(history, torch.randn(100) - 4.0, ax=Figure().add_subplot())
     """
     axes: Any = plt.gca() if ax is None else ax
     designs, outcomes = (torch.as_tensor(part) for part in unpack_history(history, 3))

@@ -36,6 +36,16 @@ def plot_experiment_in_plane(
 
     Returns:
         The axes.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> history = torch.tensor(
+        ...     [[0.0, 1.0, 0.3, 1.0], [0.5, 1.0, 0.9, 1.0]]
+        ... )  # two points, their signals, and the mask
+        >>> ax = plot_experiment_in_plane(history, torch.randn(50, 2), ax=Figure().add_subplot())
+        >>> [text.get_text() for text in ax.texts]
+        ['1', '2']
     """
     axes: Any = plt.gca() if ax is None else ax
     designs = torch.as_tensor(unpack_history(history, 2)[0])
@@ -82,6 +92,12 @@ def plot_posterior_spread(
 
     Returns:
         The axes.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> draws = [torch.randn(100, 2) / n for n in (1, 2, 3)]  # after no trial, one, and two
+        >>> ax = plot_posterior_spread(draws, truth=torch.zeros(2), ax=Figure().add_subplot())
     """
     axes: Any = plt.gca() if ax is None else ax
     trials = range(len(draws))

@@ -40,6 +40,15 @@ def plot_reliability(
 
     Raises:
         ValueError: If there is no such model.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from sbi_bed.diagnostics import model_calibration
+        >>> log_probs = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]).log()
+        >>> calibration = model_calibration(log_probs, torch.tensor([0, 1, 1]), seed=0)
+        >>> ax = plot_reliability(calibration, model_name="curved", ax=Figure().add_subplot())
+        >>> ax.get_xlabel()
+        'probability of “curved”'
     """
     num_models = len(calibration.confusion)
     if not 0 <= model_index < num_models:
@@ -84,6 +93,15 @@ def plot_confusion(
 
     Raises:
         ValueError: If there is not one name for each model.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from sbi_bed.diagnostics import model_calibration
+        >>> log_probs = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]).log()
+        >>> calibration = model_calibration(log_probs, torch.tensor([0, 1, 1]), seed=0)
+        >>> ax = plot_confusion(calibration, model_names=["flat", "curved"], ax=Figure().add_subplot())
+        >>> ax.texts[0].get_text().split()  # the first model made one data set, and was given 0.9
+        ['0.900', '(1)']
     """
     axes: Any = plt.gca() if ax is None else ax
     confusion, count = calibration.confusion, calibration.confusion_count
@@ -116,6 +134,11 @@ def plot_bayes_factor_recovery(
 
     Raises:
         ValueError: If shapes differ or a number is not finite.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> plot_bayes_factor_recovery([1.2, -30.0], [1.0, -40.0], ax=Figure().add_subplot()).get_xscale()
+        'symlog'
     """
     found = as_finite_tensor(log_bayes_factor_found, "log_bayes_factor_found").detach().cpu()
     exact = as_finite_tensor(log_bayes_factor_exact, "log_bayes_factor_exact").detach().cpu()
@@ -155,6 +178,16 @@ def plot_model_probs(report: ModelReport, *, ax: Axes | None = None) -> Axes:
 
     Returns:
         The axes.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from sbi_bed.diagnostics import model_report
+        >>> from sbi_bed.inference import ModelPosterior
+        >>> from sbi_bed.neural_nets import EvidenceClassifier
+        >>> posterior = ModelPosterior(EvidenceClassifier(torch.nn.Identity(), 2, 3), torch.ones(2) / 2, (3,))
+        >>> report = model_report(posterior, torch.zeros(4, 3), torch.randn(200, 3), seed=0)
+        >>> len(plot_model_probs(report, ax=Figure().add_subplot()).get_yticks())
+        4
     """
     axes: Any = plt.gca() if ax is None else ax
     probs, names = report.probs, report.model_names
@@ -208,6 +241,14 @@ def plot_atypicality(
 
     Raises:
         ValueError: If there is not one name for each model, or summaries have a single number.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from sbi_bed.diagnostics import summary_atypicality
+        >>> found = summary_atypicality(torch.tensor([[9.0, 0.0]]), torch.rand(200, 2), seed=0)
+        >>> ax = plot_atypicality(found, ax=Figure().add_subplot())
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['simulated', 'observed, p < 0.01']
     """
     reference = found.reference_summary
     if reference.shape[-1] < 2:

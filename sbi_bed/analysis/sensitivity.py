@@ -60,6 +60,13 @@ def plot_gamma_map(
 
     Raises:
         ValueError: If shapes do not fit or a number is not finite.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> ax = plot_gamma_map(torch.rand(2, 3), [0.5, 1.0, 2.0], ["drift", "bound"], ax=Figure().add_subplot())
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['drift', 'bound']
     """
     table, powers = as_finite_tensor(values, "values").cpu(), as_finite_tensor(gamma, "gamma").cpu()
     if table.shape != (len(rows), len(powers)):
@@ -103,6 +110,13 @@ def plot_gamma_ridges(
 
     Raises:
         ValueError: If there is not one set of draws for each power, or a number is not finite.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> draws = [torch.randn(500) + shift for shift in (-0.3, 0.0, 0.2)]
+        >>> plot_gamma_ridges(draws, [0.5, 1.0, 2.0], name="drift", ax=Figure().add_subplot()).get_xlabel()
+        'drift'
     """
     powers = as_finite_tensor(gamma, "gamma").tolist()
     clouds = [as_finite_tensor(part, "draws").detach().double().cpu().numpy().reshape(-1) for part in draws]
@@ -150,6 +164,14 @@ def plot_sources_of_sensitivity(
 
     Raises:
         ValueError: If there is no source, numbers of conclusions or names differ, or a number is not finite.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> sources = {"prior": torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), "data": 0.1 * torch.randn(50, 2)}
+        >>> ax = plot_sources_of_sensitivity(sources, names=["drift", "bound"], ax=Figure().add_subplot())
+        >>> [label.get_text() for label in ax.get_xticklabels()]
+        ['prior', 'data']
     """
     tables = {source: as_finite_tensor(shift, source).detach().double().cpu() for source, shift in sources.items()}
     tables = {source: shift.unsqueeze(-1) if shift.ndim == 1 else shift for source, shift in tables.items()}
@@ -195,6 +217,18 @@ def plot_ensemble_disagreement(
 
     Raises:
         ValueError: If there is not one name for each data set.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from sbi_bed.diagnostics import SimulationGap
+        >>> p_value, disagreement = torch.tensor([0.4, 0.001]), torch.tensor([0.5, 30.0])
+        >>> gap = SimulationGap(
+        ...     p_value, disagreement, torch.rand(500), p_value, p_value
+        ... )  # as `simulation_gap` gives it
+        >>> ax = plot_ensemble_disagreement(gap, names=["Ann", "Bob"], ax=Figure().add_subplot())
+        >>> [text.get_text() for text in ax.texts]
+        ['Ann, p = 0.4', 'Bob, p = 0.001']
     """
     num = len(gap.p_value)
     names = [str(b) for b in range(num)] if names is None else list(names)
@@ -257,6 +291,16 @@ def plot_power_scaling(
 
     Raises:
         ValueError: If shapes do not fit, or a number is not finite.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> from sbi_bed.diagnostics import PowerScaling
+        >>> gamma, mean, sd = torch.tensor([0.5, 1.0, 2.0]), torch.tensor([[0.2], [0.0], [-0.1]]), torch.ones(3, 1)
+        >>> found = PowerScaling(gamma, mean, sd, torch.full((3,), 0.1), 100 * gamma, mean[1], sd[1], num_samples=100)
+        >>> axes = Figure().subplots(2, 1)
+        >>> len(plot_power_scaling(found, exact_mean=mean, axes=axes))  # as `power_scaling_by_importance` gives it
+        2
     """
     gamma, num = found.gamma.numpy(), found.mean.shape[-1]
     tables = {"exact_mean": exact_mean, "exact_sd": exact_sd, **(others or {})}

@@ -43,6 +43,16 @@ def plot_allocation(
 
     Returns:
         The axes.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> age = torch.linspace(20, 60, 9)
+        >>> ax = plot_allocation(
+        ...     age, {"200 units": 0.2 + 0.01 * age}, oracle=age / 80, clip=0.05, ax=Figure().add_subplot()
+        ... )
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['200 units', 'oracle']
     """
     axes: Any = plt.gca() if ax is None else ax
     x = torch.as_tensor(covariate).flatten()
@@ -69,6 +79,13 @@ def plot_running_effect(running: AteEstimate, effect: float | None = None, *, ax
 
     Returns:
         The axes.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from sbi_bed.utils.a2ipw import estimate_ate
+        >>> running = estimate_ate([1.0, 3.0, 2.0])  # or of an experiment: `experiment.running()`
+        >>> plot_running_effect(running, effect=1.5, ax=Figure().add_subplot()).get_xlabel()
+        'units'
     """
     axes: Any = plt.gca() if ax is None else ax
     units = running.num_units
@@ -99,6 +116,21 @@ def plot_regret(reports: Mapping[str, TreatmentReport], *, smooth: int = 10, ax:
 
     Returns:
         The axes.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from sbi_bed.diagnostics import run_treatment_study, treatment_report
+        >>> from sbi_bed.policies import CoinFlip, NonContextualNeyman
+        >>> from sbi_bed.simulators import two_arm_benchmark
+        >>> designs = {"coin": CoinFlip(0), "adaptive": NonContextualNeyman(0)}
+        >>> studies = {
+        ...     name: run_treatment_study(two_arm_benchmark(), design, 60, 5, seed=0)
+        ...     for name, design in designs.items()
+        ... }
+        >>> reports = {name: treatment_report(study) for name, study in studies.items()}
+        >>> ax = plot_regret(reports, smooth=20, ax=Figure().add_subplot())
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['coin', 'adaptive']
     """
     axes: Any = plt.gca() if ax is None else ax
     for (label, report), colour in zip(reports.items(), _COLOURS * len(reports), strict=False):
@@ -122,6 +154,20 @@ def plot_efficiency(reports: Mapping[str, TreatmentReport], *, ax: Axes | None =
 
     Returns:
         The axes.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from sbi_bed.diagnostics import run_treatment_study, treatment_report
+        >>> from sbi_bed.policies import CoinFlip, NonContextualNeyman
+        >>> from sbi_bed.simulators import two_arm_benchmark
+        >>> designs = {"coin": CoinFlip(0), "adaptive": NonContextualNeyman(0)}
+        >>> studies = {
+        ...     name: run_treatment_study(two_arm_benchmark(), design, 60, 5, seed=0)
+        ...     for name, design in designs.items()
+        ... }
+        >>> reports = {name: treatment_report(study) for name, study in studies.items()}
+        >>> [label.get_text() for label in plot_efficiency(reports, ax=Figure().add_subplot()).get_yticklabels()]
+        ['coin', 'adaptive']
     """
     axes: Any = plt.gca() if ax is None else ax
     means, stderrs = zip(*(report.efficiency for report in reports.values()), strict=True)
@@ -146,6 +192,12 @@ def plot_gate_weights(weights: Any, names: Sequence[str] | None = None, *, ax: A
 
     Raises:
         ValueError: If the weights do not have two or three dimensions, or names do not fit.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> ax = plot_gate_weights([[0.5, 0.5], [0.2, 0.8], [0.1, 0.9]], ["rough", "smooth"], ax=Figure().add_subplot())
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['rough', 'smooth']
     """
     axes: Any = plt.gca() if ax is None else ax
     weights = torch.as_tensor(weights).detach().double()

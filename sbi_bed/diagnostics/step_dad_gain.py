@@ -126,6 +126,26 @@ def step_dad_information_gain(
 
     Raises:
         ValueError: If `refine_after` is empty, not increasing or outside [0, T), or `reference` is neither.
+
+    Example:
+        >>> from sbi_bed.policies import DeepSetsPolicy
+        >>> from sbi_bed.simulators import LocationFinding
+        >>> simulator = LocationFinding()
+        >>> gain = step_dad_information_gain(
+        ...     DeepSetsPolicy(simulator),
+        ...     simulator,
+        ...     horizon=3,
+        ...     refine_after=(2,),
+        ...     num_experiments=2,
+        ...     num_reference=500,
+        ...     num_rollouts=32,
+        ...     num_shared_rollouts=32,
+        ...     seed=0,
+        ...     refinement={"num_steps": 2, "num_particles": 256},
+        ...     show_progress_bars=False,
+        ... )  # in earnest 32 experiments, and 300 steps
+        >>> gain.refined_samples.shape
+        torch.Size([2])
     """
     num_trials, stages = check_count(horizon, "horizon"), tuple(refine_after)
     if not stages or list(stages) != sorted(set(stages)) or stages[0] < 0 or stages[-1] >= num_trials:

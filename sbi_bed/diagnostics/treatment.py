@@ -105,7 +105,16 @@ def treatment_report(
 
 
 def treatment_table(reports: Mapping[str, TreatmentReport]) -> str:
-    """Reports of several designs as a table of text, one design a row."""
+    """Reports of several designs as a table of text, one design a row.
+
+    Example:
+        >>> from sbi_bed.diagnostics import run_treatment_study
+        >>> from sbi_bed.policies import CoinFlip
+        >>> from sbi_bed.simulators import two_arm_benchmark
+        >>> study = run_treatment_study(two_arm_benchmark(), CoinFlip(0), 50, num_experiments=5, seed=0)
+        >>> len(treatment_table({"coin": treatment_report(study)}).splitlines())
+        3
+    """
     names = ("efficiency", "regret", "late_regret", "allocation_gap", "coverage", "sequence_coverage")
     header = ("", "T·MSE/V*", "regret/V*", "late", "|e − e*|", "coverage", "at all times")
     rows = [

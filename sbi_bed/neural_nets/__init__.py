@@ -1,7 +1,22 @@
 """Nets: embedding nets for histories and grouped data, classifiers, and the pieces that policies are made of."""
 
+from .actor import NeuralActor
+from .actor_errors import ActorErrors, actor_errors
 from .classifiers import EvidenceClassifier
+from .embedding_nets.context import ContextEmbedding
 from .embedding_nets.hierarchical import HierarchicalEmbedding
 from .embedding_nets.history import HistoryEmbedding
+from .embedding_nets.responses import ResponseEmbedding
+from .learned_perception import LearnedPerception
 
-__all__ = ["EvidenceClassifier", "HierarchicalEmbedding", "HistoryEmbedding"]
+__all__ = [
+    "ActorErrors",
+    "ContextEmbedding",
+    "EvidenceClassifier",
+    "HierarchicalEmbedding",
+    "HistoryEmbedding",
+    "LearnedPerception",
+    "NeuralActor",
+    "ResponseEmbedding",
+    "actor_errors",
+]

@@ -28,7 +28,7 @@ from ..simulators.optimal_actions import as_belief, check_pair
 from ..simulators.perception import Belief, Perception
 from ..simulators.reaching import ReachingPerception
 from ..utils.checks import check_count
-from ..utils.files import load_file, save_file
+from ..utils.files import load_file, rebuilding, save_file
 
 __all__ = ["NeuralActor"]
 
@@ -178,16 +178,17 @@ class NeuralActor(nn.Module):
                 the actor was trained for.
         """
         content = load_file(path, _KIND)
-        cost = _rebuild_cost(content["cost"]) if cost is None else cost
-        perception = _rebuild_perception(content["perception"]) if perception is None else perception
-        for what, given in (("cost", cost), ("perception", perception)):
-            if given.describe() != content[what]:
-                raise ValueError(
-                    f"the actor in {path} was trained with {what} {content[what]}, got {given.describe()}."
-                )
-        actor = cls(cost, perception, **content["size"])
-        actor.load_state_dict(content["weights"])
-        actor.errors = content["errors"]
+        with rebuilding(path):
+            cost = _rebuild_cost(content["cost"]) if cost is None else cost
+            perception = _rebuild_perception(content["perception"]) if perception is None else perception
+            for what, given in (("cost", cost), ("perception", perception)):
+                if given.describe() != content[what]:
+                    raise ValueError(
+                        f"the actor in {path} was trained with {what} {content[what]}, got {given.describe()}."
+                    )
+            actor = cls(cost, perception, **content["size"])
+            actor.load_state_dict(content["weights"])
+            actor.errors = content["errors"]
         return actor.eval()
 
     # ---- pieces

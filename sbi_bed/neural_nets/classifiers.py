@@ -43,6 +43,12 @@ class EvidenceClassifier(nn.Module):
 
     Raises:
         ValueError: If a size is too small.
+
+    Example:
+        >>> from sbi_bed.neural_nets import HierarchicalEmbedding
+        >>> embedding_net = HierarchicalEmbedding(input_dim=1, output_dim=10)
+        >>> EvidenceClassifier(embedding_net, num_models=3, summary_dim=10)(torch.ones(4, 5, 6, 2)).shape
+        torch.Size([4, 3])
     """
 
     def __init__(

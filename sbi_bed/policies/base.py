@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..simulators.base import DesignSimulator
 from ..simulators.design_space import DesignSpace
-from ..utils.files import load_file, save_file
+from ..utils.files import load_file, rebuilding, save_file
 from ..utils.history import check_history
 
 __all__ = ["Policy", "SavedPolicy", "describe_policy", "load_policy", "policy_class_called", "restore_policy"]
@@ -55,17 +55,20 @@ class Policy(SavedPolicy):
 
     Example:
         A subclass needs three methods; in a space that depends on the history the last one is
-        `propose(self, state, space)`, with `space` the one of the next design::
+        `propose(self, state, space)`, with `space` the one of the next design.
 
-            class Alternate(Policy):
-                def initial_state(self, batch_shape=()):
-                    return torch.zeros(*batch_shape, self.design_dim)
-
-                def update(self, state, design, outcome):
-                    return 1 - state
-
-                def propose(self, state):
-                    return state
+        >>> class Alternate(Policy):
+        ...     def initial_state(self, batch_shape=()):
+        ...         return torch.zeros(*batch_shape, self.design_dim)
+        ...
+        ...     def update(self, state, design, outcome):
+        ...         return 1 - state
+        ...
+        ...     def propose(self, state):
+        ...         return state
+        >>> from sbi_bed.simulators import LocationFinding
+        >>> Alternate(LocationFinding())(torch.tensor([[0.0, 0.0, 0.7, 1.0]]))  # after one trial: design, outcome, mask
+        tensor([1., 1.])
     """
 
     def __init__(self, simulator: DesignSimulator, **config: Any):
@@ -185,12 +188,13 @@ def load_policy(path: str | Path, simulator: DesignSimulator | None = None, poli
         >>> from sbi_bed.simulators import LocationFinding
         >>> simulator = LocationFinding()
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     DeepSetsPolicy(simulator, width=16).save(f"{folder}/policy.pt")
+        ...     DeepSetsPolicy(simulator, summary_dim=16).save(f"{folder}/policy.pt")
         ...     policy = load_policy(f"{folder}/policy.pt", simulator)
-        >>> type(policy).__name__, policy.config["width"]
+        >>> type(policy).__name__, policy.config["summary_dim"]
         ('DeepSetsPolicy', 16)
     """
     content = load_file(path, "policy")
     if not {"policy", "config", "weights"} <= content.keys():
         raise ValueError(f"{path} lacks parts of a policy.")
-    return restore_policy(content, simulator, policy_class)
+    with rebuilding(path):
+        return restore_policy(content, simulator, policy_class)

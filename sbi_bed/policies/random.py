@@ -24,6 +24,13 @@ class RandomPolicy(Policy):
 
     Raises:
         ValueError: If there is a distribution, and the design space depends on the history.
+
+    Example:
+        >>> import torch
+        >>> from sbi_bed.simulators import LocationFinding
+        >>> policy = RandomPolicy(LocationFinding(), torch.distributions.Uniform(-torch.ones(2), torch.ones(2)))
+        >>> policy(torch.zeros(100, 0, 4)).abs().max() <= 1
+        tensor(True)
     """
 
     def __init__(self, simulator: DesignSimulator, distribution: Any = None):

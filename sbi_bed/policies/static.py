@@ -38,6 +38,13 @@ class StaticPolicy(Policy):
     Raises:
         ValueError: If the designs have another shape or lie outside their space, or there is more than one start for
             fixed ones.
+
+    Example:
+        >>> from sbi_bed.simulators import LocationFinding
+        >>> policy = StaticPolicy(LocationFinding(), horizon=2, designs=torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
+        >>> history = torch.tensor([[0.0, 1.0, 0.5, 1.0]])  # one trial: design, outcome, mask
+        >>> policy(history)
+        tensor([2., 3.])
     """
 
     def __init__(self, simulator: DesignSimulator, horizon: int, designs: Tensor | None = None, num_starts: int = 1):

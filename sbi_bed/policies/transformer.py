@@ -42,6 +42,12 @@ class TransformerPolicy(Policy):
         width: Size of a token.
         num_layers: Number of attention blocks.
         num_heads: Attention heads of each.
+
+    Example:
+        >>> from sbi_bed.simulators import LocationFinding
+        >>> policy = TransformerPolicy(LocationFinding(), horizon=10)  # for `DAD` to train
+        >>> policy(torch.zeros(5, 3, 4)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(

@@ -150,7 +150,13 @@ class _FunctionCost(ActorCost):
 
 
 class QuadraticCost(ActorCost):
-    """(r − s)²."""
+    """(r − s)².
+
+    Example:
+        >>> cost = QuadraticCost()(torch.tensor(3.0), torch.tensor(1.0))
+        >>> round(float(cost), 4)
+        4.0
+    """
 
     homogeneous = True
     shift_invariant = True
@@ -167,7 +173,13 @@ class QuadraticCost(ActorCost):
 
 
 class AbsoluteCost(ActorCost):
-    """|r − s|."""
+    """|r − s|.
+
+    Example:
+        >>> cost = AbsoluteCost()(torch.tensor(3.0), torch.tensor(1.0))
+        >>> round(float(cost), 4)
+        2.0
+    """
 
     homogeneous = True
     shift_invariant = True
@@ -188,6 +200,11 @@ class PinballCost(ActorCost):
 
     Args:
         alpha: Prior of α, within (0, 1); uniform from 0.1 to 0.9 if None.
+
+    Example:
+        >>> cost = PinballCost()(torch.tensor(3.0), torch.tensor(1.0), alpha=torch.tensor(0.8))
+        >>> round(float(cost), 4)
+        0.4
     """
 
     homogeneous = True
@@ -214,6 +231,11 @@ class QuadraticEffortCost(ActorCost):
 
     Args:
         beta: Prior of β, within (0, 1]; uniform from 0.5 to 1 if None.
+
+    Example:
+        >>> cost = QuadraticEffortCost()(torch.tensor(3.0), torch.tensor(1.0), beta=torch.tensor(0.8))
+        >>> round(float(cost), 4)
+        5.0
     """
 
     homogeneous = True
@@ -236,6 +258,11 @@ class AbsoluteEffortCost(ActorCost):
 
     Args:
         beta: Prior of β, within (0, 1]; uniform from 0.5 to 1 if None.
+
+    Example:
+        >>> cost = AbsoluteEffortCost()(torch.tensor(3.0), torch.tensor(1.0), beta=torch.tensor(0.8))
+        >>> round(float(cost), 4)
+        3.4
     """
 
     def __init__(self, beta: Distribution | None = None):
@@ -267,6 +294,11 @@ class AsymmetricQuadraticCost(ActorCost):
 
     Args:
         alpha: Prior of α, within (0, 1); uniform from 0.1 to 0.9 if None.
+
+    Example:
+        >>> cost = AsymmetricQuadraticCost()(torch.tensor(3.0), torch.tensor(1.0), alpha=torch.tensor(0.2))
+        >>> round(float(cost), 4)
+        6.4
     """
 
     homogeneous = True
@@ -308,6 +340,11 @@ class InvertedGaussianCost(ActorCost):
 
     Args:
         gamma: Prior of γ, positive; log-normal with median 2.5 and standard deviation 0.5 of the logarithm if None.
+
+    Example:
+        >>> cost = InvertedGaussianCost()(torch.tensor(3.0), torch.tensor(1.0), gamma=torch.tensor(1.0))
+        >>> round(float(cost), 4)
+        0.8647
     """
 
     shift_invariant = True

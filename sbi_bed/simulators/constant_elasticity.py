@@ -37,6 +37,11 @@ class ConstantElasticity(DesignSimulator):
 
     Args:
         prior: Distribution of theta; the one above if None.
+
+    Example:
+        >>> simulator = ConstantElasticity()
+        >>> simulator(simulator.prior.sample((5,)), torch.full((5, 6), 50.0)).shape
+        torch.Size([5, 1])
     """
 
     noise, epsilon = 0.005, 2.0**-22

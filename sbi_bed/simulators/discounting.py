@@ -32,6 +32,13 @@ class Discounting(DesignSimulator, ABC):
     Args:
         prior: Distribution of (log k, α); the one above if None.
         lapse: ε, the probability of each answer that has nothing to do with the question, in [0, ½).
+
+    Example:
+        >>> class Additive(Discounting):
+        ...     def later_value(self, log_k, delay):
+        ...         return self.delayed_reward - log_k.exp() * delay
+        >>> Additive()(torch.tensor([-4.0, 0.1]), torch.tensor([[1.0, 10.0]] * 4)).shape
+        torch.Size([4, 1])
     """
 
     delayed_reward = 100.0

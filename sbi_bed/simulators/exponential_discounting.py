@@ -25,6 +25,13 @@ class ExponentialDiscounting(Discounting):
     Args:
         prior: Distribution of (log k, α); the one of `Discounting` if None.
         lapse: ε, the probability of each answer that has nothing to do with the question, in [0, ½).
+
+    Example:
+        >>> import torch
+        >>> question, now = torch.tensor([[50.0, 30.0]]), torch.tensor([[0.0]])
+        >>> theta = torch.tensor([0.05, 1.0]).log()  # a reward of 100 in 30 days is worth 100 e^(−1.5) = 22 now
+        >>> round(ExponentialDiscounting().log_likelihood(theta, question, now).exp().item(), 3)
+        0.99
     """
 
     def later_value(self, log_k: Tensor, delay: Tensor) -> Tensor:

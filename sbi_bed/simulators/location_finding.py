@@ -32,6 +32,12 @@ class LocationFinding(DesignSimulator):
         num_sources: Number K of sources.
         dim: Dimension of space.
         prior: Distribution of theta; N(0, I) if None. Figures depend on it: name it with them.
+
+    Example:
+        >>> simulator = LocationFinding(num_sources=2)
+        >>> theta = simulator.prior.sample((5,))  # (5, 4)
+        >>> simulator(theta, torch.zeros(5, 2)).shape
+        torch.Size([5, 1])
     """
 
     strength, background, softening, noise_sd = 1.0, 0.1, 1e-4, 0.5

@@ -41,6 +41,16 @@ class ModelFamily(ABC):
     Attributes:
         names: What the models are called, in order of their index.
         x_shape: Shape of one packed data set.
+
+    Example:
+        >>> class Noise(ModelFamily):
+        ...     names, x_shape = ("quiet", "loud"), (3, 4, 2)
+        ...
+        ...     def _simulate(self, model_index, num):
+        ...         values = (1.0 + model_index) * torch.randn(num, 3, 4, 1)
+        ...         return pack_present(values, torch.ones(num, 3, 4, dtype=torch.bool))
+        >>> Noise().simulate(1, 10, seed=0).shape
+        torch.Size([10, 3, 4, 2])
     """
 
     names: tuple[str, ...]

@@ -50,6 +50,11 @@ class MultinomialTree:
         num_nodes: Nodes of the grid for each of a person's two parameters.
         refine_points: Sobol points for each data set in the last of three rounds of refinement, a power of 2; 0 for none.
         seed: Seed of the scrambling.
+
+    Example:
+        >>> hits, false_alarms = MultinomialTree().sample_rates(num=8, num_persons=25)
+        >>> hits.shape, false_alarms.shape
+        (torch.Size([8, 25]), torch.Size([8, 25]))
     """
 
     def __init__(

@@ -106,6 +106,12 @@ def optimal_action(
     Raises:
         TypeError: If other than the cost's own parameters are given.
         ValueError: If a measurement is outside the space of states, or a spread is not positive.
+
+    Example:
+        >>> from sbi_bed.simulators import AbsoluteCost, LogNormalPerception
+        >>> noises = {"sigma": 0.2, "sigma_0": 0.2, "sigma_r": 0.1}
+        >>> optimal_action(AbsoluteCost(), LogNormalPerception(), torch.tensor([1.0, 4.0]), mu_0=1.0, **noises)
+        tensor([0.9900, 1.9801])
     """
     measurement = torch.as_tensor(measurement)
     belief, sigma_r, parameters = as_belief(
@@ -152,6 +158,13 @@ def minimise_expected_cost(
         belief: Locations and spreads.
         sigma_r: Spread of responses, (...).
         parameters: Of the cost, (...), all broadcasting.
+
+    Example:
+        >>> from sbi_bed.simulators import LogNormalPerception, QuadraticCost
+        >>> from sbi_bed.simulators.perception import Belief
+        >>> belief, sigma_r = Belief(torch.tensor(0.7), torch.tensor(0.3)), torch.tensor(0.2)
+        >>> round(float(minimise_expected_cost(QuadraticCost(), LogNormalPerception(), belief, sigma_r, {})), 5)
+        1.98377
     """
     dim = perception.action_dim
     location = belief.location.double()

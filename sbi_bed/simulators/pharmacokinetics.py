@@ -34,6 +34,12 @@ class Pharmacokinetics(DesignSimulator):
 
     Raises:
         ValueError: If the prior is not over three parameters.
+
+    Example:
+        >>> theta = torch.tensor([1.0, 0.1, 20.0]).log()
+        >>> times = torch.tensor([[1.0], [4.0], [24.0]])  # hours
+        >>> Pharmacokinetics().concentration(theta, times).flatten().round(decimals=1)
+        tensor([11.9000, 14.5000,  2.0000])
     """
 
     dose, relative_variance, variance = 400.0, 0.01, 0.1

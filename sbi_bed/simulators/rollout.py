@@ -119,6 +119,14 @@ def rollout(
         TypeError: If the policy is not callable, or proposes something other than a tensor.
         ValueError: If it proposes designs of another shape, or a run that shares a hidden state is to go on from a
             history without it.
+
+    Example:
+        >>> from sbi_bed.policies import RandomPolicy
+        >>> from sbi_bed.simulators import LocationFinding
+        >>> simulator = LocationFinding()
+        >>> trials = rollout(simulator, RandomPolicy(simulator), simulator.prior.sample((5,)), num_trials=3)
+        >>> trials.designs.shape, trials.outcomes.shape
+        (torch.Size([5, 3, 2]), torch.Size([5, 3, 1]))
     """
     detach_outcomes = not simulator.reparameterized if detach_outcomes is None else detach_outcomes
     policy = as_sequential(policy, simulator)

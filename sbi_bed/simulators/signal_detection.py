@@ -31,6 +31,11 @@ class SignalDetection:
         mean_sd: Standard deviation of μ_h and μ_f.
         spacing: Distances of quadrature nodes in μ and in log σ; the default is for up to about 25 persons of 25 + 25
             words, where halving it changes log-evidences by less than 1e-6; for n times as much data divide it by √n.
+
+    Example:
+        >>> hits, false_alarms = SignalDetection().sample_rates(num=8, num_persons=25)
+        >>> hits.shape, false_alarms.shape
+        (torch.Size([8, 25]), torch.Size([8, 25]))
     """
 
     def __init__(self, mean_sd: float = 0.5, spacing: tuple[float, float] = (0.04, 0.1)):

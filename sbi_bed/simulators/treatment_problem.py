@@ -22,12 +22,23 @@ __all__ = ["TreatmentProblem", "binary_outcomes", "linear_benchmark", "normal_ou
 
 
 def normal_outcomes(mean: Tensor, variance: Tensor) -> Tensor:
-    """Normal draws, of the shape of `mean`."""
+    """Normal draws, of the shape of `mean`.
+
+    Example:
+        >>> normal_outcomes(torch.tensor([2.0, 3.0]), torch.zeros(2))
+        tensor([2., 3.])
+    """
     return mean + variance.sqrt() * torch.randn_like(mean)
 
 
 def binary_outcomes(mean: Tensor, variance: Tensor) -> Tensor:
-    """Draws of 0 and 1 with these means."""
+    """Draws of 0 and 1 with these means.
+
+    Example:
+        >>> probability = torch.tensor([0.0, 1.0])
+        >>> binary_outcomes(probability, probability * (1 - probability))
+        tensor([0., 1.])
+    """
     return torch.bernoulli(mean)
 
 
@@ -120,7 +131,12 @@ class TreatmentProblem:
 
 
 def two_arm_benchmark() -> TreatmentProblem:
-    """No covariates, standard deviations 1 and 3 in arms 0 and 1: V* = 16, e* = ¾, and V(½) = 20 (Neyman 1934)."""
+    """No covariates, standard deviations 1 and 3 in arms 0 and 1: V* = 16, e* = ¾, and V(½) = 20 (Neyman 1934).
+
+    Example:
+        >>> float(two_arm_benchmark().bound)
+        16.0
+    """
 
     def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         ones = x.new_ones(*x.shape[:-1], 2)
@@ -130,7 +146,12 @@ def two_arm_benchmark() -> TreatmentProblem:
 
 
 def linear_benchmark() -> TreatmentProblem:
-    """X ~ N(0, I_5), f_a(x) = Σ_j x_j + (.3, .8), σ = (.3, .8): V* = 1.21, e* = 8/11, and V(½) = 1.46."""
+    """X ~ N(0, I_5), f_a(x) = Σ_j x_j + (.3, .8), σ = (.3, .8): V* = 1.21, e* = 8/11, and V(½) = 1.46.
+
+    Example:
+        >>> round(float(linear_benchmark().bound), 2)
+        1.21
+    """
 
     def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         mean = x.sum(-1, keepdim=True) + x.new_tensor([0.3, 0.8])

@@ -132,6 +132,12 @@ def assign_stream(
         num_units: Number T of units.
         seed: Seed of units and assignments.
         with_predictions: Whether to keep what the policy predicts of each unit before it is assigned.
+
+    Example:
+        >>> from sbi_bed.policies import CoinFlip
+        >>> problems = TreatmentStream(smoothness=1.5).sample(4, seed=0)
+        >>> assign_stream(problems, CoinFlip(1), num_units=10, seed=0).history.shape
+        torch.Size([4, 10, 4])
     """
     num_units = check_count(num_units, "num_units")
     with seeded(seed):

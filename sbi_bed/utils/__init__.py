@@ -1,8 +1,18 @@
 """Packing with masks, seeds, saving, tracking."""
 
+from .context_packing import pack_context, unpack_context
 from .history import pack_history, unpack_history
 from .packing import pack_groups, unpack_groups
 from .seeding import seeded
 from .tracking import NoTracker
 
-__all__ = ["NoTracker", "pack_groups", "pack_history", "seeded", "unpack_groups", "unpack_history"]
+__all__ = [
+    "NoTracker",
+    "pack_context",
+    "pack_groups",
+    "pack_history",
+    "seeded",
+    "unpack_context",
+    "unpack_groups",
+    "unpack_history",
+]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import torch
 
 from .._version import __version__
 
-__all__ = ["load_file", "save_file", "write_atomically"]
+__all__ = ["load_file", "rebuilding", "save_file", "write_atomically"]
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
@@ -38,14 +41,22 @@ def save_file(path: str | Path, kind: str, content: dict[str, Any]) -> None:
 def load_file(path: str | Path, kind: str) -> dict[str, Any]:
     """Load what `save_file` wrote. Reads with `weights_only=True`: no code in the file is ever run.
 
+    Every record of the file carries a CRC-32, which torch writes and does not look at; it is compared here.
+
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is truncated, or not one that this package wrote, or of another kind.
+        ValueError: If the file is truncated or damaged, or not one that this package wrote, or of another kind.
     """
     data = Path(path).read_bytes()
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        damaged = _damaged_record(data)
     except Exception as err:  # foreign bytes make the reader fail in any way
+        raise ValueError(f"{path} cannot be read: it is truncated or not a file of sbi_bed.") from err
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged: the checksum of '{damaged}' does not fit. Restore it from a copy.")
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as err:  # what is no file of torch, or would run code
         raise ValueError(f"{path} cannot be read: it is truncated or not a file of sbi_bed.") from err
     if not isinstance(content, dict) or not str(content.get("format", "")).startswith("sbi_bed."):
         raise ValueError(f"{path} is not a file of sbi_bed.")
@@ -54,3 +65,29 @@ def load_file(path: str | Path, kind: str) -> dict[str, Any]:
             f"{path} holds '{content['format']}' of version {content.get('version')}, expected 'sbi_bed.{kind}'."
         )
     return content
+
+
+@contextlib.contextmanager
+def rebuilding(path: str | Path) -> Iterator[None]:
+    """Around what is built from a file's content: that which makes no sense is one `ValueError` that names the file."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as err:
+        if isinstance(err, ValueError) and str(path) in str(err):
+            raise
+        reason = f"it lacks {err}." if isinstance(err, KeyError) else str(err)
+        raise ValueError(f"{path} cannot be loaded: {reason}") from err
+
+
+def _damaged_record(data: bytes) -> str | None:
+    """Name of the first record of a zip file whose checksum does not fit, None if all are sound.
+
+    Raises:
+        Exception: If it is no zip file, or not one like torch's, whose records are not compressed.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        records = file.infolist()
+        packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+        if packed or sum(record.file_size for record in records) > len(data):  # so that none can swell without bound
+            raise ValueError("it is packed.")
+        return file.testzip()

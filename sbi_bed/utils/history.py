@@ -126,6 +126,12 @@ def unpack_history(history: Tensor, design_dim: int) -> tuple[Tensor, Tensor] | 
     Returns:
         Designs (..., n, D) and outcomes (..., n, O); two lists, one entry for each experiment, where a batch
         (B, horizon, D + O + 1) holds experiments of different lengths.
+
+    Example:
+        >>> history = pack_history(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([[5.0], [6.0]]), horizon=4)
+        >>> designs, outcomes = unpack_history(history, design_dim=2)
+        >>> designs.tolist(), outcomes.tolist()
+        ([[0.0, 1.0], [2.0, 3.0]], [[5.0], [6.0]])
     """
     history = check_history(history, design_dim, history.shape[-1] - design_dim - 1)
     lengths = history[..., -1].sum(-1).long()

@@ -86,6 +86,11 @@ def unpack_groups(x: Tensor) -> list:
 
     Raises:
         ValueError: If x has fewer than three dimensions, is not finite, or its last channel is no mask.
+
+    Example:
+        >>> groups = [[[1.0], [2.0]], [[3.0]]]  # two groups, of two and of one observation
+        >>> [group.flatten().tolist() for group in unpack_groups(pack_groups(groups))]
+        [[1.0, 2.0], [3.0]]
     """
     x = as_finite_tensor(x, "x")
     if x.ndim < 3:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ...policies.base import restore_policy
 from ...simulators.base import DesignSimulator
-from ...utils.files import write_atomically
+from ...utils.files import rebuilding, write_atomically
 from ...utils.seeding import seeded
 from .journal import Journal, journal_bytes, plain_to_weights, read_journal, weights_to_plain
 from .stopping import restore_rule
@@ -96,15 +96,13 @@ class SavedExperiment:
         opened = Journal.open(path) if journal else None
         try:
             header, entries = read_journal(path) if opened is None else (opened.header, opened.entries)
-            experiment = restore(header, entries)
+            with rebuilding(path):
+                experiment = restore(header, entries)
             experiment._journal = opened
             experiment._resume()
-        except BaseException as err:
+        except BaseException:
             if opened is not None:
                 opened.close()
-            if isinstance(err, (ValueError, KeyError)) and str(path) not in str(err):
-                reason = f"it lacks {err}." if isinstance(err, KeyError) else str(err)
-                raise ValueError(f"{path} cannot be loaded: {reason}") from err
             raise
         return experiment
 

@@ -27,7 +27,7 @@ from ...simulators.contexts import Contexts, prior_of_context
 from ...simulators.power_scaled_prior import PowerScaledPrior
 from ...utils.checks import as_finite_tensor
 from ...utils.context_packing import pack_context
-from ...utils.files import load_file, save_file
+from ...utils.files import load_file, rebuilding, save_file
 
 __all__ = ["ContextPosterior", "build_context_estimator"]
 
@@ -179,18 +179,19 @@ class ContextPosterior:
         content = load_file(path, "context_posterior")
         if not content.keys() >= _PARTS:
             raise ValueError(f"{path} lacks parts of a context posterior.")
-        weights = content.pop("weights")
-        contexts, event_shape = Contexts.from_description(content["contexts"]), tuple(content["event_shape"])
-        net = _restore_net(content["embedding"], content["embedding_config"], embedding_net)
-        embedding = ContextEmbedding(event_shape, contexts.dim, net, contexts.log_columns)
-        theta = torch.randn(4, content["theta_dim"])
-        x = pack_context(torch.ones(4, *event_shape), contexts.sample((4,)))  # masks are 1
-        estimator = build_context_estimator(theta, x, embedding, content["model"], content["model_settings"], prior)
-        try:
-            estimator.load_state_dict(weights)
-        except RuntimeError as err:
-            raise ValueError(f"the saved weights do not fit embedding_net: {err}") from err
-        return cls(estimator, prior, contexts, event_shape, content)
+        with rebuilding(path):
+            weights = content.pop("weights")
+            contexts, event_shape = Contexts.from_description(content["contexts"]), tuple(content["event_shape"])
+            net = _restore_net(content["embedding"], content["embedding_config"], embedding_net)
+            embedding = ContextEmbedding(event_shape, contexts.dim, net, contexts.log_columns)
+            theta = torch.randn(4, content["theta_dim"])
+            x = pack_context(torch.ones(4, *event_shape), contexts.sample((4,)))  # masks are 1
+            estimator = build_context_estimator(theta, x, embedding, content["model"], content["model_settings"], prior)
+            try:
+                estimator.load_state_dict(weights)
+            except RuntimeError as err:
+                raise ValueError(f"the saved weights do not fit embedding_net: {err}") from err
+            return cls(estimator, prior, contexts, event_shape, content)
 
     # ---- pieces
 

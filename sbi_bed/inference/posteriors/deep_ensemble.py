@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ...utils.checks import as_finite_tensor
-from ...utils.files import load_file, save_file
+from ...utils.files import load_file, rebuilding, save_file
 from ...utils.seeding import seeded
 from .model_posterior import ModelPosterior, describe_model_posterior, restore_model_posterior
 
@@ -154,8 +154,9 @@ class DeepEnsemblePosterior:
     def load(cls, path: str | Path, embedding_net: torch.nn.Module | None = None) -> DeepEnsemblePosterior:
         """Load what `save` wrote; arguments and errors as for `ModelPosterior.load`."""
         content = load_file(path, "deep_ensemble")
-        members = [restore_model_posterior(member, embedding_net) for member in content.get("members", ())]
-        return cls(members, content.get("weights"), content.get("held_out_losses"))
+        with rebuilding(path):
+            members = [restore_model_posterior(member, embedding_net) for member in content["members"]]
+            return cls(members, content["weights"], content["held_out_losses"])
 
     # ---- pieces
 

@@ -212,6 +212,13 @@ class SMCPosterior(_HistoryPosterior):
     Attributes:
         belief: The particles.
         log_evidence: log p(h).
+
+    Example:
+        >>> from sbi_bed.simulators import LocationFinding
+        >>> history = torch.tensor([[0.0, 0.0, 0.4, 1.0]])  # one trial: design, outcome, mask
+        >>> posterior = likelihood_posterior(LocationFinding(), history, "smc", num_particles=256, seed=0)
+        >>> isinstance(posterior, SMCPosterior), posterior.sample((10,)).shape
+        (True, torch.Size([10, 2]))
     """
 
     sample_with = "smc"
@@ -233,6 +240,7 @@ class SMCPosterior(_HistoryPosterior):
 
     @property
     def effective_sample_size(self) -> float:
+        """Independent draws that the particles are worth."""
         return self.belief.effective_sample_size.item()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...neural_nets.classifiers import EvidenceClassifier
 from ...simulators.model_family import as_log_prior
 from ...utils.checks import as_finite_tensor
-from ...utils.files import load_file, save_file
+from ...utils.files import load_file, rebuilding, save_file
 from .model_probabilities import ModelProbabilities
 
 __all__ = ["ModelPosterior", "describe_model_posterior", "restore_model_posterior"]
@@ -86,7 +86,9 @@ class ModelPosterior(ModelProbabilities):
             FileNotFoundError: If there is no such file.
             ValueError: If the file is truncated or foreign, or the net needed or of another kind.
         """
-        return restore_model_posterior(load_file(path, "model_posterior"), embedding_net)
+        content = load_file(path, "model_posterior")
+        with rebuilding(path):
+            return restore_model_posterior(content, embedding_net)
 
     @torch.no_grad()
     def _through(self, net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

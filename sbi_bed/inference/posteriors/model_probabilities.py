@@ -24,6 +24,18 @@ class ModelProbabilities:
     Attributes:
         num_models: J.
         model_prior: Prior probabilities (J,).
+
+    Example:
+        >>> class Known(ModelProbabilities):
+        ...     num_models, model_prior = 2, torch.tensor([0.5, 0.5])
+        ...
+        ...     def log_evidences(self, x):
+        ...         return x.double()
+        >>> log_evidences = torch.tensor([[-10.0, -10.0], [-500.0, -10.0]])
+        >>> Known().log_bayes_factor(log_evidences, 1, 0).tolist()
+        [0.0, 490.0]
+        >>> Known().probs(log_evidences, model_prior=[1.0, 3.0])[0]
+        tensor([0.2500, 0.7500], dtype=torch.float64)
     """
 
     num_models: int

@@ -250,12 +250,13 @@ class PosteriorEvidence(ModelProbabilities):
 
     Example:
         >>> from torch.distributions import MultivariateNormal
-        >>> class Exact:  # of the mean of one observation with variance 1, under N(0, variance); else a fitted posterior
+        >>> class Exact:  # posterior of θ ~ N(0, v) given one observation x ~ N(θ, 1); else a fitted one
         ...     def __init__(self, variance):
-        ...         self.prior, self.shrinkage = MultivariateNormal(torch.zeros(1), variance * torch.eye(1)), variance / (1 + variance)
+        ...         self.prior = MultivariateNormal(torch.zeros(1), variance * torch.eye(1))
+        ...         self.share = variance / (1 + variance)
         ...
         ...     def belief(self, x):
-        ...         return MultivariateNormal(self.shrinkage * x, self.shrinkage * torch.eye(1))
+        ...         return MultivariateNormal(self.share * x, self.share * torch.eye(1))
         ...
         ...     def sample_batched(self, shape, x, **_):
         ...         return self.belief(x).sample(shape)
@@ -265,9 +266,11 @@ class PosteriorEvidence(ModelProbabilities):
         >>> models = [Exact(1.0), Exact(9.0)]
         >>> def log_likelihood(theta, x):
         ...     return torch.distributions.Normal(theta, 1.0).log_prob(x).sum(-1)
-        >>> route = PosteriorEvidence(models, [log_likelihood] * 2, [model.prior for model in models], num_rounds=1, seed=0)
-        >>> bool((route.probs(torch.tensor([[0.0], [5.0]]))[:, 1] > 0.5).tolist() == [False, True])
-        True
+        >>> route = PosteriorEvidence(
+        ...     models, [log_likelihood] * 2, [model.prior for model in models], num_rounds=1, seed=0
+        ... )
+        >>> (route.probs(torch.tensor([[0.0], [5.0]]))[:, 1] > 0.5).tolist()
+        [False, True]
     """
 
     def __init__(

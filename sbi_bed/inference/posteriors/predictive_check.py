@@ -152,6 +152,16 @@ def predictive_check(
 
     Raises:
         ValueError: If there is no likelihood, or the history is not one of this simulator.
+
+    Example:
+        >>> from sbi_bed.policies import RandomPolicy
+        >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
+        >>> simulator = LocationFinding()
+        >>> with seeded(0):
+        ...     history = PolicySimulator(simulator, RandomPolicy(simulator), horizon=4)(torch.zeros(1, 2))[0]
+        >>> check = predictive_check(simulator, history, num_particles=200, num_replicates=50, seed=0)
+        >>> 0 <= check.prior_conflict_p_value <= 1, check.trial_surprise.shape
+        (True, torch.Size([4]))
     """
     check_count(num_replicates, "num_replicates", 10)
     check_count(num_particles, "num_particles", 100)

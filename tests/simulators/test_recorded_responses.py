@@ -1,0 +1,75 @@
+"""Reading stimuli and responses, and what comes of bad files."""
+
+import pytest
+import torch
+
+from sbi_bed.simulators import BayesianActor, OptimalActor, QuadraticCost, pack_responses, read_responses
+from sbi_bed.utils import unpack_history
+
+HEADER = "subject,stimulus,response,sigma,age\n"
+ROWS = ["ann,1.0,1.1,0.1,30\n", "12,2.5,1.7,0.2,\n", "ann,3.0,2.6,0.2,30\n"]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str):
+        path = tmp_path / "responses.csv"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_each_person_in_order_of_the_file(write):
+    people = read_responses(write(HEADER + "".join(ROWS)))
+    assert list(people) == ["ann", "12"] and len(people["ann"]) == 2
+    assert torch.equal(people["ann"].stimuli, torch.tensor([[1.0], [3.0]]))
+    assert torch.equal(people["12"].history, torch.tensor([[2.5, 1.7, 1.0]]))
+    x = pack_responses(people, horizon=3)
+    assert x.shape == (2, 3, 3) and x[..., -1].sum(-1).tolist() == [2, 1]
+    designs, _ = unpack_history(x, 1)
+    assert torch.equal(designs[0], people["ann"].stimuli)
+    assert torch.equal(pack_responses([people["12"]]), people["12"].history.unsqueeze(0))
+
+
+def test_noise_levels_are_second_designs(write):
+    people = read_responses(write(HEADER + "".join(ROWS)), noise="sigma")
+    assert torch.equal(people["ann"].stimuli, torch.tensor([[1.0, 0.1], [3.0, 0.2]]))
+    simulator = BayesianActor(OptimalActor(QuadraticCost()), noise_range=(0.05, 0.4))
+    assert simulator.log_likelihood(simulator.prior.sample(), people["ann"].stimuli, people["ann"].responses).shape == (
+        2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            HEADER.replace("response", "answer") + ROWS[0],
+            "lacks the column 'response'; it has subject, stimulus, answer",
+        ),
+        ("", "lacks the column 'subject'"),
+        (HEADER, "has no trials in it"),
+        (HEADER + "ann,-1.0,1.1,0.1,30\n", "line 2: stimulus must be positive, got '-1.0'"),
+        (HEADER + ROWS[0] + "ann,1.0,0,0.1,30\n", "line 3: response must be positive, got '0'"),
+        (HEADER + "ann,nan,1.1,0.1,30\n", "line 2: stimulus must be a finite number, got 'nan'"),
+        (HEADER + "ann,1.0,much,0.1,30\n", "response must be a finite number, got 'much'"),
+        (HEADER + "ann,1.0\n", "response must be a finite number, got None"),
+        (HEADER + ",1.0,1.1,0.1,30\n", "line 2: subject must say whose trial it is"),
+    ],
+)
+def test_bad_files(write, text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read_responses(write(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_errors(write, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_responses(tmp_path / "nowhere.csv")
+    with pytest.raises(ValueError, match="must be different columns"):
+        read_responses(write(HEADER + ROWS[0]), noise="stimulus")
+    with pytest.raises(ValueError, match="nobody to pack"):
+        pack_responses({})
+    with pytest.raises(TypeError, match="people must be RecordedResponses"):
+        pack_responses([1])
