@@ -68,7 +68,7 @@ def train_and_test(models, num_simulations, epochs, num_test, name, command, num
         trainer = ModelComparison(2, embedding_net, show_progress_bars=False)
         return trainer.append_simulations(model_index, x)
 
-    settings = {"max_num_epochs": epochs, "max_seconds": 350 / -(-num_members // 2)}
+    settings = {"max_num_epochs": epochs, "max_seconds": 330 / -(-num_members // 2)}
     start = time.perf_counter()
     ensemble = train_ensemble(build, num_members, seed=0, num_workers=min(2, num_members), train_settings=settings)
     seconds = time.perf_counter() - start
