@@ -234,3 +234,12 @@ def test_on_the_edge_of_the_prior_a_proposal_has_the_priors_share_of_density():
     proposal = DefensiveProposal(ParticleBelief.from_samples(prior.sample((400,))), prior, to_unconstrained(prior))
     value = proposal.log_prob(torch.tensor([[0.0, 0.5], [0.4, 0.0], [0.0, 0.0]]))
     assert value.tolist() == pytest.approx([math.log(0.1) - 0.5, math.log(0.1) - 0.4, math.log(0.1)], abs=1e-5)
+
+
+def test_nuts_where_pyro_is_installed(gaussian):
+    pytest.importorskip("pyro")
+    model, history, exact, _ = gaussian
+    posterior = likelihood_posterior(model, history, "mcmc", method="nuts_pyro", num_chains=1, warmup_steps=50, seed=1)
+    theta = posterior.sample((200,))
+    assert ((theta.mean(0) - exact.mean).abs() < 5 * exact.stddev / math.sqrt(50)).all()
+    assert ((theta.std(0) / exact.stddev - 1).abs() < 5 / math.sqrt(2 * 50)).all()

@@ -79,7 +79,8 @@ def likelihood_posterior(
             `log_prob`. Adapted to the history if None.
         prior: Distribution of theta; the simulator's own if None.
         seed: Seed of this construction. Draws come from torch's global generator, as everywhere in sbi.
-        **kwargs: Passed on: to sbi's `MCMCPosterior` or `ImportanceSamplingPosterior`, or to `assimilate` for "smc".
+        **kwargs: Passed on: to sbi's `MCMCPosterior` (slice sampling, or `method="nuts_pyro"` with the extra `pyro`) or
+            `ImportanceSamplingPosterior`, or to `assimilate` for "smc".
 
     Returns:
         A subclass of sbi's `MCMCPosterior` or `ImportanceSamplingPosterior`, or an `SMCPosterior`. `log_prob` is
