@@ -1,4 +1,4 @@
-r"""Present-biased temporal discounting (Phelps and Pollak 1968; Laibson 1997): anything later than now loses a share at once.
+r"""Present-biased temporal discounting (Phelps and Pollak 1968; Laibson 1997): what is not now loses a share at once.
 
 A person chooses between R now and 100 after D > 0 days, which are worth
 
@@ -23,7 +23,7 @@ class PresentBiasedDiscounting(ExponentialDiscounting):
     """Choices between an immediate and a delayed reward that loses a share 1 − β at once, and the rest exponentially.
 
     Theta is (log k, α, β), k in 1/days, α in reward units and β in [0, 1]; a design is (immediate reward R in (0, 100),
-    delay D > 0 in days); an outcome is 1 where the later reward is preferred, else 0.
+    delay D > 0 in days); an outcome is 1 where the later reward is preferred, else 0. `later_value` is without the bias.
 
     Args:
         prior: Distribution of (log k, α, β); the one above if None.
@@ -46,10 +46,6 @@ class PresentBiasedDiscounting(ExponentialDiscounting):
         """(V_1 − V_0) / α, shape (...), for theta (..., 3) and design (..., 2)."""
         (log_k, noise, bias), (reward, delay) = theta.unbind(-1), design.unbind(-1)
         return (bias * self.later_value(log_k, delay) - reward) / noise.clamp_min(1e-6)
-
-    def later_value(self, log_k: Tensor, delay: Tensor) -> Tensor:
-        """100 exp(−k D), what the later reward would be worth today without present bias, shape (...)."""
-        return super().later_value(log_k, delay)
 
 
 def _default_prior() -> Distribution:
