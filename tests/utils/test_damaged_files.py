@@ -9,21 +9,17 @@ import pickle
 import random
 import time
 import zipfile
+from functools import partial
 
 import pytest
 import torch
+from small_trainings import POWERS, PRIOR, SIMULATOR, TRAININGS, train_in_contexts, weights_of
 from torch import nn
-from torch.distributions import Independent, Normal
 
 from sbi_bed.inference import (
-    DAD,
-    ActorTrainer,
     AdaptiveExperiment,
-    ContextNPE,
     ContextPosterior,
     DeepEnsemblePosterior,
-    ExperimenterTrainer,
-    ModelComparison,
     ModelPosterior,
     StepDAD,
     TreatmentExperiment,
@@ -35,7 +31,6 @@ from sbi_bed.policies import (
     ContextPolicy,
     DeepSetsPolicy,
     ExperimenterTransformer,
-    NeymanTeacher,
     NonContextualNeyman,
     RandomPolicy,
     StaticPolicy,
@@ -43,12 +38,7 @@ from sbi_bed.policies import (
     load_policy,
 )
 from sbi_bed.simulators import (
-    Contexts,
-    LocationFinding,
-    LogUniform,
-    PowerScaledPrior,
     QuadraticEffortCost,
-    TreatmentStream,
     read_choices,
     read_participant,
     read_responses,
@@ -56,20 +46,7 @@ from sbi_bed.simulators import (
 )
 from sbi_bed.utils.files import save_file
 
-SIMULATOR = LocationFinding()
-PRIOR = PowerScaledPrior(Independent(Normal(torch.zeros(2), torch.ones(2)), 1))
-POWERS = Contexts(gamma=LogUniform(0.5, 2.0, 2))
 CLEAR = (ValueError, OSError)  # all that a reader may raise
-NO_CALLS = {"show_progress_bars": False}
-
-
-def weights_of(thing):
-    """All numbers of a net, or of a posterior around nets."""
-    nets = [thing, *(getattr(thing, name, None) for name in ("classifier", "estimator"))]
-    nets += [member.classifier for member in getattr(thing, "members", ())]
-    values = [v.flatten().double() for n in nets if isinstance(n, nn.Module) for v in n.state_dict().values()]
-    assert values
-    return torch.cat(values)
 
 
 # ---- what can be saved: (write to a path, read it back, the numbers that came back)
@@ -88,15 +65,8 @@ def write_ensemble(path):
     DeepEnsemblePosterior([classifier_posterior() for _ in range(2)]).save(path)
 
 
-def context_trainer():
-    torch.manual_seed(5)
-    theta, gamma = torch.randn(40, 2), POWERS.sample((40,))
-    trainer = ContextNPE(PRIOR, "maf", hidden_features=4, num_transforms=1, context=POWERS, show_progress_bars=False)
-    return trainer.append_simulations(theta, theta + 0.5 * torch.randn(40, 2), gamma)
-
-
 def write_context_posterior(path):
-    context_trainer().train(20, max_num_epochs=1, seed=0).build_posterior().save(path)
+    train_in_contexts(None).save(path)
 
 
 SAVED = {
@@ -126,49 +96,7 @@ SAVED = {
 
 # ---- trainings: the reader goes on with the training
 
-
-def train_policy(path, resume=False):
-    trainer = DAD(SIMULATOR, 2, DeepSetsPolicy(SIMULATOR, hidden_dim=4, summary_dim=2), **NO_CALLS)
-    return trainer.train(2, 4, 3, seed=0, checkpoint=path, resume=resume)
-
-
-def train_models(path, resume=False):
-    torch.manual_seed(5)
-    trainer = ModelComparison(2, nn.Sequential(nn.Linear(2, 2)), **NO_CALLS)
-    index = torch.arange(40) % 2
-    trainer.append_simulations(index, torch.randn(40, 2) + index[:, None])
-    trainer.train(20, max_num_epochs=1, seed=0, checkpoint=path, resume=resume)
-    return trainer.build_posterior()
-
-
-def train_in_contexts(path, resume=False):
-    return context_trainer().train(20, max_num_epochs=1, seed=0, checkpoint=path, resume=resume).build_posterior()
-
-
-def train_actor(path, resume=False):
-    trainer = ActorTrainer(QuadraticEffortCost(), hidden_dim=4, num_layers=1, **NO_CALLS)
-    return trainer.train(2, 16, num_validation=0, seed=0, checkpoint=path, resume=resume)
-
-
-def train_experimenter(path, resume=False):
-    torch.manual_seed(4)
-    student = ExperimenterTransformer(1, width=8, num_layers=1, num_heads=2)
-    trainer = ExperimenterTrainer(TreatmentStream(1.5), NeymanTeacher(1, 1.5), student, **NO_CALLS)
-    settings = {"num_episodes": 2, "num_units": 6, "batch_size": 2, "units_per_episode": 3, "seed": 3}
-    return trainer.train(2, checkpoint=path, resume=resume, **settings)
-
-
-def training(train):
-    return train, lambda path: train(path, resume=True)
-
-
-TRAININGS = {
-    "policy": training(train_policy),
-    "models": training(train_models),
-    "contexts": training(train_in_contexts),
-    "actor training": training(train_actor),
-    "experimenter training": training(train_experimenter),
-}
+GOING_ON = {name: (train, partial(train, resume=True)) for name, train in TRAININGS.items()}
 
 
 # ---- experiments
@@ -183,8 +111,8 @@ def write_adaptive(path):
 
 def write_step_dad(path):
     policy = DeepSetsPolicy(SIMULATOR, hidden_dim=4, summary_dim=2)
-    few = {"num_steps": 1, "batch_size": 8, "num_contrastive": 7, "num_particles": 64, "num_held_out": 8}
-    experiment = StepDAD(policy, SIMULATOR, 3, (1,), refinement=few, seed=1, **NO_CALLS)
+    few = {"num_steps": 1, "batch_size": 8, "num_contrastive": 7, "num_particles": 100, "num_held_out": 8}
+    experiment = StepDAD(policy, SIMULATOR, 3, (1,), refinement=few, seed=1, show_progress_bars=False)
     for _ in range(2):
         experiment.record(experiment.next_design().sum(-1, keepdim=True).abs())
     experiment.save(path)
@@ -217,10 +145,13 @@ TABLES = {
         lambda path: read_participant(path, 7),
     ),
     "responses": ("subject,stimulus,response\na,1.0,1.1\na,3.0,2.6\nb,2.0,1.5\n", read_responses),
-    "trial": ("arm,age,y\n1,30,2.0\n0,31,1.0\n1,32,3.0\n0,33,1.5\n", lambda path: read_trial(path, "arm", "y", ["age"])),
+    "trial": (
+        "arm,age,y\n1,30,2.0\n0,31,1.0\n1,32,3.0\n0,33,1.5\n",
+        lambda path: read_trial(path, "arm", "y", ["age"]),
+    ),
 }
 
-BINARY = {**SAVED, **TRAININGS}
+BINARY = {**SAVED, **GOING_ON}
 READERS = {name: read for name, (_, read) in {**BINARY, **JOURNALS, **TABLES}.items()}
 
 
@@ -371,7 +302,7 @@ def check_journal(name, content, path, lengths, num_flips):
     for length in lengths:
         path.write_bytes(content[:length])
         if length < header_end:
-            with pytest.raises(ValueError, match="cut|empty|damaged"):
+            with pytest.raises(ValueError, match=r"cut|empty|damaged"):
                 READERS[name](path)
         else:
             READERS[name](path)
@@ -407,7 +338,7 @@ def test_damaged_tables(name, tmp_path):
     text, read = TABLES[name]
     content, path = text.encode(), tmp_path / "table.csv"
     copies = [content[:length] for length in range(len(content))]
-    copies += [flipped for _, flipped in damaged_by(content, random.Random(3), 300)]
+    copies += [flipped for _, flipped in damaged_by(content, random.Random(3), 100)]
     copies += [content.replace(b"\n", end) for end in (b"\x00\n", b"\x00", b"\xff\n", b",\n")]
     copies += [text.encode("utf-16"), content * 2, b"\xef\xbb\xbf" + content]
     read_well = 0
@@ -444,7 +375,7 @@ def variants(content):
                 yield f"{key}.{inner}", {**content, key: changed}
 
 
-@pytest.mark.parametrize("name", BINARY)
+@pytest.mark.parametrize("name", SAVED)
 def test_senseless_content(name, files, tmp_path):
     content, path = torch.load(io.BytesIO(files[name]), weights_only=True), tmp_path / "file"
     kind = content["format"].removeprefix("sbi_bed.")
@@ -455,6 +386,20 @@ def test_senseless_content(name, files, tmp_path):
             READERS[name](path)
         except ValueError as err:
             assert str(path) in str(err), key
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_senseless_trainings(name, files, tmp_path):
+    content, path = torch.load(io.BytesIO(files[name]), weights_only=True), tmp_path / "file"
+    kind = content.pop("format").removeprefix("sbi_bed.")
+    del content["version"]
+    states = [{k: v for k, v in content.items() if k != key} for key in content]
+    parts = ["loop", "weights", "actor", "optimizer", "step", "settings", "random_state"]
+    states += [{**content, key: value} for key in parts if key in content for value in ("x", -1, [], None)]
+    for state in states:
+        save_file(path, kind, state)
+        with pytest.raises(ValueError, match=r"file (lacks|cannot be loaded|is a checkpoint of)"):
+            READERS[name](path)
 
 
 @pytest.mark.parametrize("name", JOURNALS)

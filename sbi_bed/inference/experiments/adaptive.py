@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from torch import Tensor, nn
 from ...simulators.base import DesignSimulator
 from ...simulators.rollout import as_sequential
 from ...utils.checks import as_finite_tensor, check_count
-from ...utils.history import pack_history
 from ...utils.seeding import seed_for, seeded
 from .journal import Journal, plain_to_tensor, tensor_to_plain
 from .limits import DesignLimits
 from .saved import SavedExperiment, plain_to_policy, policy_to_plain, restore_callables
 from .stopping import as_rule
+from .trials import Trials
 
 __all__ = ["AdaptiveExperiment"]
 
@@ -98,7 +97,7 @@ class AdaptiveExperiment(SavedExperiment):
         self._batch_shape = () if self.num_experiments is None else (self.num_experiments,)
         self._rule = None if stop_when is None else as_rule(stop_when)
         self._check_options()
-        self._trials: list[tuple[Tensor, Tensor, float | None]] = []
+        self._trials = Trials(self._batch_shape, simulator.design_dim, simulator.outcome_dim)
         self._entries: list[dict[str, Any]] = []
         self._adoptions: list[dict[str, Any]] = []
         self._pending: Tensor | None = None
@@ -166,12 +165,12 @@ class AdaptiveExperiment(SavedExperiment):
     @property
     def designs(self) -> Tensor:
         """Designs as recorded, (n, D) or (B, n, D)."""
-        return self._stack([design for design, _, _ in self._trials], self.simulator.design_dim)
+        return self._trials.designs
 
     @property
     def outcomes(self) -> Tensor:
         """Outcomes as recorded, (n, O) or (B, n, O)."""
-        return self._stack([outcome for _, outcome, _ in self._trials], self.simulator.outcome_dim)
+        return self._trials.outcomes
 
     @property
     def history(self) -> Tensor:
@@ -181,7 +180,7 @@ class AdaptiveExperiment(SavedExperiment):
     @property
     def spent(self) -> float:
         """Total cost of the designs run so far; 0 without `design_cost`."""
-        return math.fsum(cost or 0.0 for _, _, cost in self._trials)
+        return self._trials.spent
 
     def posterior(
         self, sample_with: Any = "smc", *, num_trials: int | None = None, experiment: int | None = None, **kwargs: Any
@@ -321,7 +320,7 @@ class AdaptiveExperiment(SavedExperiment):
         with seeded(self.seed_for(f"update {trial}"), self._device):
             if trial < 0:
                 return self._sequential.initial_state(self._batch_shape)
-            design, outcome = (x.to(self._device, self._dtype) for x in self._trials[trial][:2])
+            design, outcome = (x.to(self._device, self._dtype) for x in self._trials[trial])
             return self._sequential.update(state, design, outcome)
 
     def _prepare(self) -> None:
@@ -361,7 +360,7 @@ class AdaptiveExperiment(SavedExperiment):
         return value
 
     def _add_trial(self, design: Tensor, outcome: Tensor, cost: float | None) -> None:
-        self._trials.append((design, outcome, cost))
+        self._trials.add(design, outcome, cost)
         state, self._state, self._pending = self._state, None, None
         if self.num_trials == self.horizon:
             self.stopped_because = "horizon"
@@ -387,10 +386,7 @@ class AdaptiveExperiment(SavedExperiment):
 
     def _trials_so_far(self, length: int | None = None) -> Tensor:
         """The trials as the policy reads them, padded to `length` if given."""
-        return pack_history(self.designs.to(self._dtype), self.outcomes.to(self._dtype), length)
-
-    def _stack(self, values: list[Tensor], dim: int) -> Tensor:
-        return torch.stack(values, dim=-2) if values else torch.zeros(*self._batch_shape, 0, dim)
+        return self._trials.history(self._dtype, length)
 
 
 def _given(posterior: Any, history: Tensor) -> Any:

@@ -242,7 +242,7 @@ class ActorTrainer:
             actor.load_state_dict(content["actor"])
             optimizer.load_state_dict(content["optimizer"])
             restore_random_state(content, self.device)
-            self.num_steps = content["step"]
+            self.num_steps = check_count(content["step"], "step", 0)
         return self.num_steps
 
 

@@ -288,13 +288,13 @@ class DAD:
         content = read_checkpoint(path, _KIND, description, {"step", "weights", "optimizer", "bounds"})
         if content is None:
             return 0
-        try:
-            for name, net in self._nets().items():
-                net.load_state_dict(content["weights"][name])
-        except (RuntimeError, KeyError) as err:
-            raise ValueError(f"{path} is a checkpoint of another policy: {err}") from err
         with rebuilding(str(path)):
+            try:
+                for name, net in self._nets().items():
+                    net.load_state_dict(content["weights"][name])
+            except (RuntimeError, KeyError) as err:
+                raise ValueError(f"{path} is a checkpoint of another policy: {err}") from err
             optimizer.load_state_dict(content["optimizer"])
             restore_random_state(content, self.device)
             self.bounds = list(content["bounds"])
-            return content["step"]
+            return check_count(content["step"], "step", 0)

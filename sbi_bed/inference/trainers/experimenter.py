@@ -278,7 +278,7 @@ class ExperimenterTrainer:
             self.student.load_state_dict(content["weights"])
             optimizer.load_state_dict(content["optimizer"])
             restore_random_state(content, self.device)
-            self.losses, self.num_steps = list(content["losses"]), content["step"]
+            self.losses, self.num_steps = list(content["losses"]), check_count(content["step"], "step", 0)
         return self.num_steps
 
 
