@@ -9,8 +9,8 @@ m + m²/ψ: count_t ~ NegBin(n_{t+D}, ψ), t = 0 … T − 1, where the first of
 
     λ ~ LogN(log 0.4, 0.5),  μ ~ LogN(log 1/8, 0.2),  D ~ LogN(log 8, 0.2),  I_0 ~ Gamma(2, 1/20),  ψ ~ Exp(mean 5).
 
-All are in `PowerScaledPrior`'s families, so each can be given a power of its own. The source writes Exp(5), here read as a mean
-of 5, so that counts vary more than a Poisson's by a few times.
+All are in `PowerScaledPrior`'s families, so each can be given a power of its own. The source writes Exp(5), here read as a
+mean of 5.
 """
 
 from __future__ import annotations
