@@ -11,6 +11,8 @@ own between epochs, which are the hooks here:
   to nothing it is meant to be.
 
 `max_num_epochs=n` runs n + 1 epochs in sbi, so that limit is checked in `_converged`, too.
+
+`DirectPosterior` keeps its leakage correction in `_leakage_density_correction_factor`, also when its default x changes.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from sbi.inference.trainers._contracts import TrainConfig
 from sbi.inference.trainers.base import NeuralInference
 from torch import Tensor, nn
 
-__all__ = ["TrainingLoop"]
+__all__ = ["TrainingLoop", "forget_leakage"]
 
 
 class TrainingLoop(NeuralInference):
@@ -149,3 +151,10 @@ class TrainingLoop(NeuralInference):
 
     append_simulations = train = _not_here
     _initialize_neural_network = _get_start_index = _get_potential_function = _loss = _not_here
+
+
+def forget_leakage(posterior: Any) -> None:
+    """Let an sbi posterior, or each member of an ensemble, compute its leakage correction anew for the next x."""
+    for member in (posterior, *getattr(posterior, "posteriors", ())):
+        if hasattr(member, "_leakage_density_correction_factor"):
+            member._leakage_density_correction_factor = None

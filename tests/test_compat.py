@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import sbi
 import torch
+from sbi.inference.posteriors import DirectPosterior
 from sbi.inference.trainers._contracts import TrainConfig
 from sbi.inference.trainers.base import NeuralInference
 from torch import nn
@@ -119,3 +120,9 @@ def test_what_is_kept_between_epochs_is_all_that_the_loop_carries():
         "_max_num_epochs",
     }
     assert set(vars(whole)) - before <= known, f"{sorted(set(vars(whole)) - before - known)}: {ADVICE}"
+
+
+def test_the_leakage_that_is_forgotten_is_kept_by_that_name():
+    assert "_leakage_density_correction_factor" in inspect.getsource(DirectPosterior.leakage_correction), ADVICE
+    uses = [path.name for path in FILES if "_leakage_density" in path.read_text(encoding="utf-8")]
+    assert uses == []

@@ -393,9 +393,9 @@ def _given(posterior: Any, history: Tensor) -> Any:
     """A copy of a trained sbi posterior with `history` (horizon, D + O + 1) as its default x."""
     if not hasattr(posterior, "set_default_x"):
         raise TypeError(f"sample_with must be a name or a trained sbi posterior, got {posterior!r}.")
+    from ..._compat import forget_leakage  # a live run that never asks needs no sbi
+
     posterior = copy.deepcopy(posterior)
     posterior.set_default_x(history.unsqueeze(0))
-    for member in (posterior, *getattr(posterior, "posteriors", ())):
-        if hasattr(member, "_leakage_density_correction_factor"):  # sbi keeps that of the x before
-            member._leakage_density_correction_factor = None
+    forget_leakage(posterior)
     return posterior

@@ -22,6 +22,7 @@ from sbi.utils.sbiutils import within_support
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ..._compat import forget_leakage
 from ...neural_nets.embedding_nets.context import ContextEmbedding
 from ...simulators.contexts import Contexts, prior_of_context
 from ...simulators.power_scaled_prior import PowerScaledPrior
@@ -290,7 +291,7 @@ class _PosteriorInContext(DirectPosterior):
 
     def set_default_x(self, x: Tensor) -> _PosteriorInContext:
         """As in sbi; what was kept for the data before is forgotten."""
-        self._leakage_density_correction_factor = None
+        forget_leakage(self)
         return super().set_default_x(x)  # pyright: ignore
 
 
