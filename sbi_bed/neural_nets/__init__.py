@@ -6,6 +6,7 @@ from .classifiers import EvidenceClassifier
 from .embedding_nets.context import ContextEmbedding
 from .embedding_nets.hierarchical import HierarchicalEmbedding
 from .embedding_nets.history import HistoryEmbedding
+from .embedding_nets.population import PopulationEmbedding
 from .embedding_nets.responses import ResponseEmbedding
 from .learned_perception import LearnedPerception
 
@@ -17,6 +18,7 @@ __all__ = [
     "HistoryEmbedding",
     "LearnedPerception",
     "NeuralActor",
+    "PopulationEmbedding",
     "ResponseEmbedding",
     "actor_errors",
 ]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..simulators.base import DesignSimulator, prior_log_prob
+from ..simulators.base import DesignSimulator, parameter_indices, prior_log_prob
 from ..simulators.design_space import DesignSpace
 from ..utils.checks import as_finite_tensor, check_count
 from ..utils.quasi_random import quasi_random_draws
@@ -23,7 +24,15 @@ from ..utils.smc import ParticleBelief, assimilate
 from ..utils.transforms import to_unconstrained
 from .base import Policy
 from .design_search import best_design, starting_designs
-from .one_step_gain import OutcomeTable, finite_outcomes, mutual_information, nested_information, predictive_information
+from .one_step_gain import (
+    OutcomeTable,
+    finite_outcomes,
+    mutual_information,
+    nested_information,
+    nested_variance_reduction,
+    predictive_information,
+    variance_reduction,
+)
 
 __all__ = ["GreedyPolicy", "GreedyState"]
 
@@ -68,9 +77,11 @@ class GreedyPolicy(Policy):
     Args:
         simulator: The experiment to design; it must have a likelihood.
         candidates: Designs (J, D) to choose among; those of the design space if it is finite, else the whole space.
-        objective: "information" about theta (mutual information), or "prediction": the mean information about the
-            outcomes of all candidates ("EPIG"), for when it is those that matter; it needs candidates and finitely
-            many outcomes.
+        objective: "information" about theta (mutual information); "variance" of the parameters named in `of`, all others
+            a nuisance: the expected fall of their log sd; or "prediction": the mean information about the outcomes of all
+            candidates ("EPIG"), for when it is those that matter; it needs candidates and finitely many outcomes.
+        of: For "variance", the parameters of interest: indices of theta, or names where the simulator has
+            `parameter_names`.
         num_particles: Number N of particles.
         num_candidates: Designs scored first in a continuous space.
         num_starts: Gradient ascents for each experiment.
@@ -85,7 +96,8 @@ class GreedyPolicy(Policy):
         ValueError: If there is no likelihood, the design space depends on the history, a candidate lies outside the
             design space, or an argument is out of range.
 
-    Source: Lindley 1956; BALD, arXiv 1112.5745; EPIG, arXiv 2304.08151; the contrastive bound, arXiv 1911.00294.
+    Source: Lindley 1956; BALD, arXiv 1112.5745; EPIG, arXiv 2304.08151; the contrastive bound, arXiv 1911.00294; designs
+    for some of the parameters, Chaloner & Verdinelli 1995.
 
     Example:
         >>> from sbi_bed.simulators import HyperbolicDiscounting
@@ -103,7 +115,8 @@ class GreedyPolicy(Policy):
         simulator: DesignSimulator,
         *,
         candidates: Any = None,
-        objective: Literal["information", "prediction"] = "information",
+        objective: Literal["information", "prediction", "variance"] = "information",
+        of: Sequence[int | str] | None = None,
         num_particles: int = 2048,
         num_candidates: int = 128,
         num_starts: int = 8,
@@ -124,11 +137,17 @@ class GreedyPolicy(Policy):
             raise ValueError("GreedyPolicy needs a simulator with a log_likelihood.")
         if simulator.design_space.depends_on_history:
             raise ValueError("GreedyPolicy searches one space; it cannot follow one that depends on the history.")
-        if objective not in ("information", "prediction"):
-            raise ValueError(f'objective must be "information" or "prediction", got {objective!r}.')
+        if objective not in ("information", "prediction", "variance"):
+            raise ValueError(f'objective must be "information", "prediction" or "variance", got {objective!r}.')
+        if (objective == "variance") != (of is not None):
+            raise ValueError(
+                'of= names the parameters of objective="variance", and is for no other; give both or neither.'
+            )
         if not 0 < ess_threshold <= 1:
             raise ValueError(f"ess_threshold must lie in (0, 1], got {ess_threshold}.")
         self.simulator, self.objective = simulator, objective
+        self.of = [] if of is None else parameter_indices(simulator, of)
+        self.config["of"] = self.of or None
         self._seed = _STREAM + 1009 * seed
         self.candidates = self._check_candidates(candidates)
         self.outcomes = finite_outcomes(simulator)
@@ -264,8 +283,11 @@ class GreedyPolicy(Policy):
             table = self._tabulate(state.belief.theta) if state.table is None else state.table
         else:
             self._table = table = self._tabulate(self.theta) if self._table is None else self._table
+        weights = state.belief.log_weights.exp().to(table.probability)
+        if self.objective == "variance":
+            return variance_reduction(table, weights, state.belief.theta[..., self.of].to(weights))
         criterion = mutual_information if self.objective == "information" else predictive_information
-        return criterion(table, state.belief.log_weights.exp().to(table.probability))
+        return criterion(table, weights)
 
     def _search(self, state: GreedyState) -> Tensor:
         """Next designs (B, D) in a continuous space, for a flat state."""
@@ -275,26 +297,34 @@ class GreedyPolicy(Policy):
             return best_design(gain, designs, self.design_space, self.num_starts, self.num_steps, self.learning_rate)
 
     def _exact_gain(self, state: GreedyState) -> Any:
-        """designs (B, S, D) -> mutual information (B, S)."""
+        """designs (B, S, D) -> gain (B, S)."""
         outcomes, weights = self.outcomes.to(self.theta), state.belief.log_weights.exp().to(self.theta)  # pyright: ignore
         theta = state.belief.theta
-        return lambda designs: mutual_information(OutcomeTable.of(self.simulator, theta, designs, outcomes), weights)
+
+        def gain(designs: Tensor) -> Tensor:
+            table = OutcomeTable.of(self.simulator, theta, designs, outcomes)
+            if self.objective == "variance":
+                return variance_reduction(table, weights, theta[..., self.of])
+            return mutual_information(table, weights)
+
+        return gain
 
     def _nested_gain(self, state: GreedyState) -> Any:
-        """designs (B, S, D) -> contrastive bound on the information (B, S), with the same random numbers each time."""
+        """designs (B, S, D) -> gain (B, S) by nested Monte Carlo, with the same random numbers each time."""
         seed = self._seed + state.designs.shape[-2]
         with seeded(seed):
             theta = state.belief.resample(self.num_inner).theta
 
+        criterion = nested_information
+        if self.objective == "variance":
+            criterion = partial(nested_variance_reduction, of=self.of)
         # All designs see the same random numbers, so they can be taken a few at a time.
         chunk = max(1, _MAX_ELEMENTS // (theta.shape[:-1].numel() * self.num_outer))
 
         def gain(designs: Tensor) -> Tensor:
             with seeded(seed):
                 parts = designs.split(chunk, -2)
-                return torch.cat(
-                    [nested_information(self.simulator, theta, d, self.num_outer, seed) for d in parts], -1
-                )
+                return torch.cat([criterion(self.simulator, theta, d, self.num_outer, seed) for d in parts], -1)
 
         return gain
 

@@ -15,6 +15,14 @@ whose expectation is a lower bound, since θ_m is one of the θ_n (sPCE of one s
 **Information about predictions** ("EPIG", Bickford Smith et al. 2023, arXiv 2304.08151): the mean over designs ξ' of
 I(y; y' | ξ, ξ'), from the joint probabilities Σ_n w_n p(y = k | θ_n, ξ) p(y' = l | θ_n, ξ'). Parameters that no
 question depends on are not worth a trial.
+
+**Variance of some parameters**, all others a nuisance (Bayesian A-optimality; Chaloner & Verdinelli 1995): with the
+expected posterior variance V_k(ξ) = E_y[Var(θ_k | y, ξ)] of each named parameter,
+
+    −½ Σ_k log( V_k(ξ) / Var(θ_k) ),
+
+a number without unit, which for jointly normal θ and y is the information about θ_k, summed over k. Var(θ_k | y) is that of
+the particles, reweighted by p(y | θ_n, ξ): y is enumerated, or simulated as above.
 """
 
 from __future__ import annotations
@@ -28,9 +36,18 @@ from torch.distributions import constraints
 
 from ..simulators.base import DesignSimulator
 
-__all__ = ["OutcomeTable", "finite_outcomes", "mutual_information", "nested_information", "predictive_information"]
+__all__ = [
+    "OutcomeTable",
+    "finite_outcomes",
+    "mutual_information",
+    "nested_information",
+    "nested_variance_reduction",
+    "predictive_information",
+    "variance_reduction",
+]
 
 _MOST_OUTCOMES = 64
+_TINY = 1e-30  # of a variance: particles that are all equal have nothing to lose
 
 
 class OutcomeTable(NamedTuple):
@@ -104,6 +121,46 @@ def nested_information(simulator: DesignSimulator, theta: Tensor, designs: Tenso
         seed: Seeds the outcomes. All designs see the same random numbers, so their differences are not lost in noise.
             The caller's generator is reseeded: call it inside `seeded`.
     """
+    own, every = _simulated(simulator, theta, designs, num_outer, seed)
+    return (own - every.logsumexp(-1)).mean(-1) + math.log(theta.shape[-2])
+
+
+def variance_reduction(table: OutcomeTable, weights: Tensor, values: Tensor) -> Tensor:
+    """−½ Σ_k log of the share of variance expected to be left, (*batch, J); exact for the particles.
+
+    Args:
+        table: What the particles say of designs ξ_j.
+        weights: Shape (*batch, N), with sum 1.
+        values: The K parameters of interest, (*batch, N, K) or (N, K).
+    """
+    weighted = weights.unsqueeze(-1) * (values - weights.unsqueeze(-2) @ values)
+    before = (weighted * (values - weights.unsqueeze(-2) @ values)).sum(-2, keepdim=True)
+    joint = table.probability.flatten(-3, -2)  # outcomes times designs, and particles
+    # Var(θ) − E[Var(θ | y)] = Σ_y p(y) E[θ | y]², for centred θ.
+    explained = (joint @ weighted).square() / _mean(joint, weights).clamp_min(1e-12).unsqueeze(-1)
+    explained = explained.unflatten(-2, table.probability.shape[-3:-1]).sum(-3)
+    return _log_gain(before - explained, before)
+
+
+def nested_variance_reduction(
+    simulator: DesignSimulator, theta: Tensor, designs: Tensor, num_outer: int, seed: int, of: list[int]
+) -> Tensor:
+    """−½ Σ_k log of the share of variance expected to be left of parameters `of`, (*batch, J); differentiable likewise.
+
+    Arguments are those of `nested_information`. With M = N it is, but for the draws of outcomes, exact for the particles.
+    """
+    _, every = _simulated(simulator, theta, designs, num_outer, seed)
+    values = theta[..., of] - theta[..., of].mean(-2, keepdim=True)
+    before = values.square().mean(-2).unsqueeze(-2)
+    weights, values = every.softmax(-1), values[..., None, :, :].to(every)  # (*batch, J, M, N), (*batch, 1, N, K)
+    left = weights @ values.square() - (weights @ values).square()
+    return _log_gain(left.mean(-2), before)
+
+
+def _simulated(
+    simulator: DesignSimulator, theta: Tensor, designs: Tensor, num_outer: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Log-likelihoods of simulated outcomes under their own particle, (*batch, J, M), and under all, (*batch, J, M, N)."""
     source = theta[..., :num_outer, :]
     outcomes = []
     for design in designs.unbind(-2):
@@ -112,7 +169,7 @@ def nested_information(simulator: DesignSimulator, theta: Tensor, designs: Tenso
     outcome, design = torch.stack(outcomes, -3), designs.unsqueeze(-2)  # (*batch, J, M, O), (*batch, J, 1, D)
     own = simulator.log_likelihood(source.unsqueeze(-3), design, outcome)
     every = simulator.log_likelihood(theta[..., None, None, :, :], design.unsqueeze(-2), outcome.unsqueeze(-2))
-    return (own - every.logsumexp(-1)).mean(-1) + math.log(theta.shape[-2])
+    return own, every
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -124,3 +181,8 @@ def _entropy(probability: Tensor) -> Tensor:
     """−p log p, element by element."""
     probability = probability.clamp_min(1e-12)
     return -probability * probability.log()
+
+
+def _log_gain(left: Tensor, before: Tensor) -> Tensor:
+    """−½ Σ_k log(left_k / before_k) of variances (..., K)."""
+    return -0.5 * (left.clamp_min(_TINY) / before.clamp_min(_TINY)).log().sum(-1)

@@ -33,6 +33,7 @@ from .optimal_actions import OptimalActor, minimise_expected_cost, optimal_actio
 from .outbreak import CovidOutbreak
 from .perception import CircularPerception, LogNormalPerception, NormalPerception, Perception
 from .pharmacokinetics import Pharmacokinetics
+from .population import Population
 from .power_scaled_prior import PowerScaledPrior
 from .present_biased_discounting import PresentBiasedDiscounting
 from .reaching import ReachingCost, ReachingPerception, ReachingTask
@@ -82,6 +83,7 @@ __all__ = [
     "Pharmacokinetics",
     "PinballCost",
     "PolicySimulator",
+    "Population",
     "PowerScaledPrior",
     "PresentBiasedDiscounting",
     "QuadraticCost",

@@ -10,7 +10,7 @@ likelihood of single trials exists.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from ..utils.checks import as_finite_tensor, check_count
 from ..utils.seeding import seeded
 from .design_space import DesignSpace, as_design_space
 
-__all__ = ["DesignSimulator", "prior_log_prob"]
+__all__ = ["DesignSimulator", "parameter_indices", "prior_log_prob"]
 
 
 class DesignSimulator:
@@ -267,6 +267,23 @@ class DesignSimulator:
         if design.shape[-1:] != (self.design_dim,):
             raise ValueError(f"design must have shape (..., {self.design_dim}), got {tuple(design.shape)}.")
         return _broadcast(theta.shape[:-1], design.shape[:-1], "theta", "design")
+
+
+def parameter_indices(simulator: Any, of: Sequence[int | str]) -> list[int]:
+    """Indices in theta of some parameters, given as such or by name.
+
+    Raises:
+        ValueError: If there are none, one comes twice, an index is out of range, or a name not of this simulator.
+    """
+    names, indices = tuple(getattr(simulator, "parameter_names", ())), []
+    for one in [of] if isinstance(of, str) else of:
+        if isinstance(one, str) and one not in names:
+            known = f"its parameters are {names}" if names else "it names none: give indices of theta"
+            raise ValueError(f"the simulator has no parameter {one!r}: {known}.")
+        indices.append(names.index(one) if isinstance(one, str) else check_count(one, "an index of theta", 0))
+    if not indices or len(set(indices)) < len(indices) or max(indices) >= simulator.theta_dim:
+        raise ValueError(f"parameters must be one or more, each once, of the {simulator.theta_dim} of theta, got {of}.")
+    return indices
 
 
 def _broadcast(shape: torch.Size, other: torch.Size, name: str, other_name: str) -> torch.Size:

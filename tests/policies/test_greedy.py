@@ -25,7 +25,9 @@ from sbi_bed.policies.one_step_gain import (
     finite_outcomes,
     mutual_information,
     nested_information,
+    nested_variance_reduction,
     predictive_information,
+    variance_reduction,
 )
 from sbi_bed.simulators import DesignSimulator, DesignSpace, HyperbolicDiscounting, LocationFinding, rollout
 from sbi_bed.utils.quasi_random import quasi_random_draws
@@ -76,6 +78,50 @@ def test_criteria_equal_brute_force(num_outcomes, batch):
     joint = torch.einsum("...kin,...ljn,...n->...ijkl", p, p, weights)
     pairs = entropy(marginal).unsqueeze(-1) + entropy(marginal).unsqueeze(-2) - entropy(joint, (-1, -2))
     torch.testing.assert_close(predictive_information(table, weights), pairs.mean(-1))
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+def test_variance_reduction_equals_brute_force(batch):
+    table, weights = random_table(3, batch)
+    theta = torch.randn(50, 2, dtype=torch.float64) + 5
+    posterior = table.probability * weights[..., None, None, :]  # (*batch, K, J, N), joint with outcomes
+    chance = posterior.sum(-1)
+    posterior = (posterior / chance.unsqueeze(-1)).unsqueeze(-1)
+    variance = (posterior * theta.square()).sum(-2) - (posterior * theta).sum(-2).square()
+    left = (chance.unsqueeze(-1) * variance).sum(-3)  # (*batch, J, 2)
+    prior = weights.unsqueeze(-1)
+    before = (prior * theta.square()).sum(-2) - (prior * theta).sum(-2).square()
+    expected = -0.5 * (left / before.unsqueeze(-2)).log().sum(-1)
+    torch.testing.assert_close(variance_reduction(table, weights, theta), expected)
+
+
+def test_nested_variance_reduction_against_closed_form():
+    """Of y = θ · ξ + noise, the variance of θ_k becomes 1 − ξ_k² / (σ² + |ξ|²)."""
+    simulator = LinearGaussian(dim=2, noise_sd=0.5)
+    designs = torch.tensor([[0.0, 1.0], [0.3, 0.4], [1.0, 0.0], [1.0, 1.0]])
+    share_left = 1 - designs.square() / (0.25 + designs.square().sum(-1, keepdim=True))
+    for of in ([0], [0, 1]):
+        estimates = []
+        for seed in range(20):
+            with seeded(seed):
+                theta = simulator.prior.sample((1024,))
+                estimates.append(nested_variance_reduction(simulator, theta, designs, 512, seed, of))
+        estimates = torch.stack(estimates)
+        error = estimates.std(0) / math.sqrt(20)
+        exact = -0.5 * share_left[:, of].log().sum(-1)
+        assert ((estimates.mean(0) - exact).abs() <= 3 * error + 0.01).all()
+
+
+def test_gradient_of_variance_reduction():
+    simulator = LinearGaussian(dim=2, dtype=torch.float64)
+    with seeded(0):
+        theta = torch.randn(40, 2, dtype=torch.float64)
+
+    def gain(designs):
+        with seeded(0):
+            return nested_variance_reduction(simulator, theta, designs, 20, 0, [0])
+
+    assert torch.autograd.gradcheck(gain, torch.rand(3, 2, dtype=torch.float64, requires_grad=True))
 
 
 def test_enumerated_information_against_quadrature():
@@ -135,6 +181,46 @@ def test_finds_the_corner_of_the_box():
     second = policy(torch.tensor([[1.0, 1.0, 0.5, 1.0]]))
     both = torch.stack([torch.ones(2), second])
     assert simulator.gain_of(both) > simulator.best_gain(2) - 0.05
+
+
+def test_variance_of_one_parameter_leaves_the_others_alone():
+    simulator, candidates = LinearGaussian(dim=2), [[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
+    empty = torch.zeros(0, 4)
+    assert GreedyPolicy(simulator, candidates=candidates)(empty).tolist() == [1.0, 1.0]
+    for of, best in (([0], [1.0, 0.0]), ([1], [0.0, 1.0])):
+        policy = GreedyPolicy(simulator, candidates=candidates, objective="variance", of=of)
+        assert policy(empty).tolist() == best
+    continuous = GreedyPolicy(simulator, num_candidates=64, num_steps=40, objective="variance", of=[1])(empty)
+    exact = 1 - continuous[1] ** 2 / (0.25 + continuous.square().sum())
+    assert exact < 0.23  # 0.2 at the best, 0.56 at the corners
+
+
+def test_variance_by_name_with_two_answers(tmp_path):
+    simulator = DesignSimulator(
+        gaussian_prior(2),
+        lambda theta, design: torch.bernoulli(torch.sigmoid(2 * (theta * design).sum(-1, keepdim=True))),
+        constraints.interval(-torch.ones(2), torch.ones(2)),
+        log_likelihood=lambda theta, design, outcome: torch.nn.functional.logsigmoid(
+            (2 * outcome[..., 0] - 1) * 2 * (theta * design).sum(-1)
+        ),
+        outcome_space=constraints.boolean,
+    )
+    simulator.parameter_names = ("slope", "nuisance")
+    policy = GreedyPolicy(simulator, objective="variance", of=("slope",), num_particles=512)
+    design = policy(torch.zeros(0, 4))
+    assert design[0].abs() > 0.9 and design[1].abs() < 0.2
+    policy.save(tmp_path / "policy.pt")
+    loaded = load_policy(tmp_path / "policy.pt", simulator)
+    history = torch.tensor([[0.5, 0.1, 1.0, 1.0], [-0.5, 0.8, 1.0, 1.0]])
+    torch.testing.assert_close(loaded(history), policy(history), rtol=0, atol=0)
+    for of, message in (
+        (("offset",), "no parameter 'offset'"),
+        ([2], "each once, of the 2"),
+        ([0, "slope"], "each once, of the 2"),
+        ([], "each once, of the 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GreedyPolicy(simulator, objective="variance", of=of)
 
 
 def test_gradient_search_finds_the_best_enumerated_design():
@@ -348,6 +434,10 @@ def test_errors():
         GreedyPolicy(blind)
     with pytest.raises(ValueError, match="objective must be"):
         GreedyPolicy(simulator, objective="entropy")
+    with pytest.raises(ValueError, match="give both or neither"):
+        GreedyPolicy(simulator, objective="variance")
+    with pytest.raises(ValueError, match="give both or neither"):
+        GreedyPolicy(simulator, of=[0])
     with pytest.raises(ValueError, match="needs candidates and finitely many outcomes"):
         GreedyPolicy(simulator, objective="prediction")
     with pytest.raises(ValueError, match="outside the design space"):
