@@ -64,7 +64,8 @@ class Atypicality:
         reference_score: T of simulated sets it is compared with, (|H|,).
         model_p_value: For each data set and model, against that model's simulations alone, (B, J); None where it was not
             said which model each is of.
-        set_p_value: Of all B together; None for a single one.
+        set_p_value: Of all B together, as if each came from parameters of its own: parts of one population are alike, and
+            found odd for that. None for a single one.
         summary: Observed summaries, (B, S); an ensemble's first member's.
         reference_summary: Simulated summaries, (M, S).
         reference_model_index: The model of each, (M,), or None.

@@ -45,6 +45,7 @@ __all__ = ["BayesianActor"]
 _PERCEPTION = ("sigma", "sigma_0", "mu_0", "sigma_r")
 _NOISES = ("sigma", "sigma_0", "sigma_r")
 _REACH = 3.99  # nodes lie within so many sd of the measurement
+_MOST_NODES = 7  # whose outermost lies 3.75 sd out
 _LEAST_SECANT = 1e-3  # below, in z, rounding of a float32 net would be the slope
 
 
@@ -64,8 +65,9 @@ class BayesianActor(DesignSimulator):
             half-normal with half their largest value, and mu_0 is uniform.)
         stimulus_range: Least and largest stimulus of the design space; those of training if None.
         noise_range: Least and largest sigma that the experiment can set; None where it cannot.
-        num_nodes: Gauss–Hermite nodes of the likelihood, for costs that do not scale. Three do where actions bend gently
-            with the stimulus; under absolute cost with effort they level off at a kink, and 5 err by 0.001 nats on average.
+        num_nodes: Gauss–Hermite nodes of the likelihood, for costs that do not scale, at most 7: those of more would lie
+            where actors are not trained. Three do where actions bend gently with the stimulus; under absolute cost with
+            effort they level off at a kink, where 5 err by some 0.001 nats on average, but by 1 for the odd response.
 
     Attributes:
         parameter_names: Names of theta's P values.
@@ -109,6 +111,10 @@ class BayesianActor(DesignSimulator):
             )
         self.stimulus_range = tuple(self.perception.ranges["stimulus"] if stimulus_range is None else stimulus_range)
         self.num_nodes = check_count(num_nodes, "num_nodes")
+        if self.num_nodes > _MOST_NODES:
+            raise ValueError(
+                f"num_nodes must be at most {_MOST_NODES}, got {num_nodes}: more lie beyond what actors know."
+            )
         if fixed is None:
             fixed = {"sigma": 0.2} if noise_range is None else {}
         names = (*_PERCEPTION, *actor.cost.parameters)

@@ -200,3 +200,8 @@ def test_errors():
         simulator(theta, torch.tensor([-1.0]))
     with pytest.raises(ValueError, match="response must be positive"):
         simulator.log_likelihood(theta, torch.tensor([1.0]), torch.tensor([-1.0]))
+
+
+def test_nodes_that_would_lie_beyond_what_actors_know_are_refused():
+    with pytest.raises(ValueError, match="num_nodes must be at most 7"):
+        BayesianActor(OptimalActor(QuadraticCost()), num_nodes=9)
