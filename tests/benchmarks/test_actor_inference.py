@@ -9,7 +9,7 @@ from sbi.inference import NPE
 from sbi.neural_nets import posterior_nn
 
 from sbi_bed.diagnostics import resolving_designs
-from sbi_bed.inference import ActorTrainer, likelihood_posterior, many_posteriors
+from sbi_bed.inference import DAD, ActorTrainer, likelihood_posterior, many_posteriors
 from sbi_bed.neural_nets import ResponseEmbedding
 from sbi_bed.policies import RandomPolicy
 from sbi_bed.simulators import (
@@ -20,6 +20,7 @@ from sbi_bed.simulators import (
     InvertedGaussianCost,
     OptimalActor,
     PinballCost,
+    PolicySimulator,
     QuadraticCost,
     QuadraticEffortCost,
     simulate_histories,
@@ -162,6 +163,31 @@ def test_identifiability_and_design():
         if name == "random stimuli, sigma .2":
             assert correlation.max() < -0.8
     ratio = sds["designed"] / sds["random stimuli, sigma .2"]
+    assert ratio.mean() + 2 * ratio.std() / 20**0.5 < 0.5
+
+
+def test_a_policy_that_breaks_the_ridge():
+    """Twelve trials: DAD, trained for all parameters, chooses stimuli and noise levels; sd of μ_0 over 20 people."""
+    simulator = BayesianActor(OptimalActor(QuadraticEffortCost()), noise_range=(0.05, 0.4))
+    torch.manual_seed(0)
+    start = time.process_time()
+    policy = DAD(simulator, 12, show_progress_bars=False).train(500, 256, 255, 1e-3, seed=0)
+    seconds = time.process_time() - start
+    random = simulator.design_space.sample((20, 12))
+    fixed = torch.stack([random[..., 0], torch.full((20, 12), 0.2)], -1)
+    experiments = {
+        name: pack_history(designs, simulator(RIDGE, designs))
+        for name, designs in {"random stimuli, sigma .2": fixed, "random stimuli and sigma": random}.items()
+    }
+    experiments["DAD"] = PolicySimulator(simulator, policy, 12)(RIDGE.expand(20, -1))
+    sds = {}
+    for name, histories in experiments.items():
+        found = many_posteriors(simulator, histories, seed=0)
+        sds[name] = sd = found.stddev[:, 1]
+        text = f"sd of μ_0 {sd.mean():.3f} ± {sd.std() / 20**0.5:.3f}; largest R-hat {found.rhat.max():.2f}"
+        text += f"; {seconds:.0f} CPU s of training" if name == "DAD" else ""
+        report(f"20 people, 12 trials, {name}", text, f"{COMMAND} ridge")
+    ratio = sds["DAD"] / sds["random stimuli, sigma .2"]
     assert ratio.mean() + 2 * ratio.std() / 20**0.5 < 0.5
 
 
