@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 COMMAND = "pytest -m benchmark tests/benchmarks/test_model_comparison.py -k"
 
 # Evidence accumulation: step of the simulation in seconds, data sets trained on and judged, passes, nets, processes.
-ACCUMULATION = {"dt": 0.005, "simulations": 16_000, "tests": 2000, "epochs": 20, "members": 3, "workers": 2}
+ACCUMULATION = {"dt": 0.01, "simulations": 5000, "tests": 1000, "epochs": 10, "members": 3, "workers": 2}
 
 
 def exact_evidences(models, x):
@@ -167,15 +167,6 @@ def read_deciders():
     return list(people.values())
 
 
-def with_trials_of(model, counts, num):
-    """Data sets in which each person has a number of trials of each stimulus of their own, counts (persons, 2)."""
-    x = model(num)
-    half = x.shape[2] // 2
-    place = torch.arange(2 * half)
-    keep = place % half < counts[:, place // half]
-    return x * keep.unsqueeze(-1)
-
-
 def test_evidence_accumulation():
     """Four models of 14 persons with 200 to 310 trials each, and of 14 people whose response times were recorded."""
     scale, people, start = ACCUMULATION, read_deciders(), time.perf_counter()
@@ -184,7 +175,11 @@ def test_evidence_accumulation():
     else:
         counts = torch.tensor([[len(hard), len(easy)] for hard, easy in people])
     models = EvidenceAccumulation(len(counts), 2 * int(counts.max()), dt=scale["dt"])
-    simulators = [lambda num, model=model: with_trials_of(model, counts, num) for model in models.models]
+    place = torch.arange(models.x_shape[1])
+    keep = (place % counts.max() < counts[:, place // counts.max()]).unsqueeze(
+        -1
+    )  # of each stimulus as many as there were
+    simulators = [lambda num, model=model: model(num) * keep for model in models.models]
     settings = {"batch_size": 100, "num_workers": scale["workers"]}
     model_index, x = simulate_models(simulators, scale["simulations"], seed=1, **settings)
     test_index, test_x = simulate_models(simulators, scale["tests"], seed=2, **settings)
