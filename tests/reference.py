@@ -126,3 +126,14 @@ def joint_density(simulator: DesignSimulator, history: Tensor) -> Callable[[Tens
 def _log_total(done: list[tuple[Tensor, Tensor, Tensor]], log_density: Tensor, side: Tensor) -> Tensor:
     parts = [density + sides.log().sum(-1) for _, sides, density in done] + [log_density + side.log().sum()]
     return torch.cat(parts).logsumexp(0)
+
+
+def grid_moments(
+    simulator: DesignSimulator, history: Tensor, low: list[float], high: list[float], num: int
+) -> tuple[Tensor, Tensor]:
+    """Posterior mean and sd (P,) by a grid of `num` points a parameter between low and high, which hold the posterior."""
+    axes = [torch.linspace(a, b, num, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
+    theta = torch.cartesian_prod(*axes)
+    weight = joint_density(simulator, history)(theta).softmax(0).unsqueeze(-1)
+    mean = (weight * theta).sum(0)
+    return mean, (weight * (theta - mean).square()).sum(0).sqrt()

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..policies.treatment_baselines import predictor_for
 from ..policies.treatment_policy import TreatmentPolicy
 from ..simulators.treatment_problem import TreatmentProblem
+from ..simulators.treatment_stream import assign_units
 from ..utils.checks import check_count
 from ..utils.seeding import seeded
 from ..utils.treatment_log import TreatmentLog
@@ -85,7 +86,9 @@ def run_treatment_study(
             covariates = problem.draw_covariates(num * num_units).reshape(num, num_units, problem.covariate_dim)
         both = problem.outcomes(covariates)
         uniform = torch.rand(covariates.shape[:-1], dtype=torch.float64)
-    log = _assign(policy, predictor, covariates, both, uniform)
+    history, propensity, (mean, _) = assign_units(policy, covariates, both, uniform, predictor)
+    arm, outcome, observed = history[..., -3:].unbind(-1)
+    log = TreatmentLog(covariates, arm, outcome, propensity, mean.double(), observed > 0)
     return TreatmentStudy(
         log,
         problem.effect.expand(num),
@@ -104,23 +107,3 @@ def _num_experiments(problem: TreatmentProblem, num_experiments: int | None) -> 
             f"each. Got {num_experiments} for a batch of shape {tuple(problem.batch_shape)}."
         )
     return check_count(num_experiments, "num_experiments")
-
-
-def _assign(
-    policy: TreatmentPolicy, predictor: TreatmentPolicy, covariates: Tensor, both: Tensor, uniform: Tensor
-) -> TreatmentLog:
-    """Log of units with covariates (E, T, d), outcomes in both arms (E, T, 2) and uniform draws (E, T)."""
-    state = policy.initial_state(covariates.shape[:1])
-    beliefs = None if predictor is policy else predictor.initial_state(covariates.shape[:1])
-    rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for x, y, u in zip(covariates.unbind(-2), both.unbind(-2), uniform.unbind(-1), strict=True):
-        propensity = policy.propensity(state, x).double()
-        predicted = predictor.predict(state if predictor is policy else beliefs, x)[0].double()
-        arm = (u < propensity).double()
-        outcome = torch.where(arm > 0, y[..., 1], y[..., 0])
-        rows.append((arm, outcome, propensity, predicted))
-        state = policy.update(state, x, arm, outcome)
-        if predictor is not policy:
-            beliefs = predictor.update(beliefs, x, arm, outcome)
-    arm, outcome, propensity, predicted = (torch.stack(column, 1) for column in zip(*rows, strict=True))
-    return TreatmentLog(covariates, arm, outcome, propensity, predicted, torch.ones_like(arm, dtype=torch.bool))

@@ -19,7 +19,7 @@ from ..utils.seeding import seeded
 from .function_basis import CosineSeries, check_smoothness
 from .treatment_problem import TreatmentProblem, binary_outcomes
 
-__all__ = ["StreamRollout", "TreatmentStream", "assign_stream"]
+__all__ = ["StreamRollout", "TreatmentStream", "assign_stream", "assign_units"]
 
 
 class TreatmentStream:
@@ -144,17 +144,41 @@ def assign_stream(
         covariates = problem.draw_covariates(num_units)
         outcomes = problem.outcomes(covariates)
         uniform = torch.rand(covariates.shape[:-1], dtype=torch.float64)
+    history, propensity, predicted = assign_units(
+        policy, covariates, outcomes, uniform, policy if with_predictions else None
+    )
+    return StreamRollout(history, propensity, problem.regret(covariates, propensity), *predicted)
+
+
+def assign_units(
+    policy: Any, covariates: Tensor, outcomes: Tensor, uniform: Tensor, predictor: Any = None
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Let a policy assign given units one after another.
+
+    Args:
+        policy: A `TreatmentPolicy`.
+        covariates: Of each unit, (*batch, T, d).
+        outcomes: Of each unit in either arm, (*batch, T, 2).
+        uniform: Draws that decide, arm 1 where they are below the propensity, (*batch, T).
+        predictor: The `TreatmentPolicy` whose predictions of each unit, made before it is assigned, are kept; it may be the
+            policy. None: nothing is kept.
+
+    Returns:
+        History (*batch, T, d + 3), propensities (*batch, T), and mean and log variance, each (*batch, T, 2), if predicted.
+    """
     state = policy.initial_state(covariates.shape[:-2])
+    beliefs = None if predictor is None or predictor is policy else predictor.initial_state(covariates.shape[:-2])
     units, propensities, predictions = [], [], []
-    for t, (x, both) in enumerate(zip(covariates.unbind(-2), outcomes.unbind(-2), strict=True)):
+    for x, both, u in zip(covariates.unbind(-2), outcomes.unbind(-2), uniform.unbind(-1), strict=True):
         propensity = policy.propensity(state, x).double()
-        if with_predictions:
-            predictions.append(policy.predict(state, x))
-        arm = (uniform[..., t] < propensity).to(both)
+        if predictor is not None:
+            predictions.append(predictor.predict(state if predictor is policy else beliefs, x))
+        arm = (u < propensity).to(both)
         outcome = torch.where(arm > 0, both[..., 1], both[..., 0])
         state = policy.update(state, x, arm, outcome)
+        if predictor is not None and predictor is not policy:
+            beliefs = predictor.update(beliefs, x, arm, outcome)
         units.append(torch.cat([x, torch.stack([arm, outcome, torch.ones_like(arm)], -1)], -1))
         propensities.append(propensity)
-    propensity = torch.stack(propensities, -1)
     predicted = [torch.stack(part, -2) for part in zip(*predictions, strict=True)]
-    return StreamRollout(torch.stack(units, -2), propensity, problem.regret(covariates, propensity), *predicted)
+    return torch.stack(units, -2), torch.stack(propensities, -1), predicted

@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from reference import grid_moments
 from report import report
 from sbi.inference import NPE
 from sbi.neural_nets import posterior_nn
@@ -26,7 +27,6 @@ from sbi_bed.simulators import (
     simulate_histories,
 )
 from sbi_bed.utils import NoTracker, pack_history
-from sbi_bed.utils.parallel import one_thread
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 
@@ -49,21 +49,9 @@ def observe(simulator, theta, num_people, num_trials):
     return pack_history(stimuli, simulator(theta, stimuli))
 
 
-def grid_moments(simulator, history, low, high, num=61):
-    """Posterior mean and sd (3,) on a grid that holds the posterior."""
-    axes = [torch.linspace(a, b, num, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
-    theta = torch.cartesian_prod(*axes)
-    log_p = simulator.prior.log_prob(theta)
-    for trial in history.double():
-        log_p = log_p + simulator.log_likelihood(theta, trial[:1], trial[1:2])
-    weight = log_p.softmax(0).unsqueeze(-1)
-    mean = (weight * theta).sum(0)
-    return mean, (weight * (theta - mean).square()).sum(0).sqrt()
-
-
 def exact_moments(simulator, histories, found):
     low, high = (found.mean - 6 * found.stddev).clamp_min(0.0101), found.mean + 6 * found.stddev
-    pairs = [grid_moments(simulator, *row) for row in zip(histories, low.tolist(), high.tolist(), strict=True)]
+    pairs = [grid_moments(simulator, *row, num=61) for row in zip(histories, low.tolist(), high.tolist(), strict=True)]
     return (torch.stack(column) for column in zip(*pairs, strict=True))
 
 
@@ -75,13 +63,12 @@ def test_one_person_by_mcmc():
     simulator = BayesianActor(OptimalActor(QuadraticCost()))
     torch.manual_seed(0)
     x = observe(simulator, THETA, 1, 60)
-    with one_thread():
-        start = time.process_time()
-        found = many_posteriors(simulator, x, seed=0)
-        seconds = time.process_time() - start
-        start = time.process_time()
-        slices = likelihood_posterior(simulator, x[0], seed=0).sample((2000,))
-        slice_seconds = time.process_time() - start
+    start = time.process_time()
+    found = many_posteriors(simulator, x, seed=0)
+    seconds = time.process_time() - start
+    start = time.process_time()
+    slices = likelihood_posterior(simulator, x[0], seed=0).sample((2000,))
+    slice_seconds = time.process_time() - start
     mean, sd = exact_moments(simulator, x, found)
     shift, ratio = (found.mean - mean) / sd, found.stddev / sd
     text = f"means off by {as_text(shift[0])} sd, sds {as_text(ratio[0])} of exact, effective draws "
@@ -97,10 +84,9 @@ def test_hundred_people_by_mcmc():
         simulator = BayesianActor(OptimalActor(cost))
         torch.manual_seed(0)
         x = observe(simulator, simulator.prior.sample((100, 1)), 100, 60)
-        with one_thread():
-            start = time.process_time()
-            found = many_posteriors(simulator, x, seed=0)
-            seconds = time.process_time() - start
+        start = time.process_time()
+        found = many_posteriors(simulator, x, seed=0)
+        seconds = time.process_time() - start
         size = found.effective_sample_size.amin(-1)
         text = f"{seconds:.1f} CPU s; effective draws of the worst parameter: median {size.median():.0f}, least "
         text += f"{size.min():.0f}; largest R-hat {found.rhat.max():.3f}; {int(found.divergences.sum())} divergences"
@@ -118,16 +104,14 @@ def test_recovery(cost):
     settings = {}
     if not people.power_law:
         settings = {"num_chains": 2, "num_warmup": 200, "num_samples": 250}
-        with one_thread():
-            actor = ActorTrainer(cost, show_progress_bars=False).train(num_steps=5000, seed=0)
+        actor = ActorTrainer(cost, show_progress_bars=False).train(num_steps=5000, seed=0)
         simulator = BayesianActor(actor, num_nodes=3)
     torch.manual_seed(3)
     theta = simulator.prior.sample((100,))
     x = observe(people, theta.unsqueeze(1), 100, 60)
-    with one_thread():
-        start = time.process_time()
-        found = many_posteriors(simulator, x, seed=0, **settings)
-        seconds = time.process_time() - start
+    start = time.process_time()
+    found = many_posteriors(simulator, x, seed=0, **settings)
+    seconds = time.process_time() - start
     low, high = found.theta.quantile(torch.tensor([0.05, 0.95]).double(), dim=0)
     coverage = ((theta >= low) & (theta <= high)).double().mean(0)
     r_squared = 1 - (found.mean - theta).square().sum(0) / (theta - theta.mean(0)).square().sum(0)
@@ -193,19 +177,18 @@ def test_a_policy_that_breaks_the_ridge():
 
 def test_npe_for_many_people():
     simulator = BayesianActor(OptimalActor(QuadraticCost()))
-    with one_thread():
-        start = time.process_time()
-        theta, x = simulate_histories(simulator, RandomPolicy(simulator), 60, 30_000, seed=1)
-        torch.manual_seed(0)
-        build = posterior_nn("maf", embedding_net=ResponseEmbedding(simulator), z_score_x="none")
-        inference = NPE(simulator.prior, density_estimator=build, show_progress_bars=False, tracker=NoTracker())
-        inference.append_simulations(theta, x)
-        settings = {"training_batch_size": 256, "validation_fraction": 0.05, "stop_after_epochs": 24}
-        inference.train(learning_rate=2e-3, max_num_epochs=16, **settings)
-        for group in inference.optimizer.param_groups:
-            group["lr"] = 2e-4
-        inference.train(resume_training=True, max_num_epochs=24, **settings)
-        seconds = time.process_time() - start
+    start = time.process_time()
+    theta, x = simulate_histories(simulator, RandomPolicy(simulator), 60, 30_000, seed=1)
+    torch.manual_seed(0)
+    build = posterior_nn("maf", embedding_net=ResponseEmbedding(simulator), z_score_x="none")
+    inference = NPE(simulator.prior, density_estimator=build, show_progress_bars=False, tracker=NoTracker())
+    inference.append_simulations(theta, x)
+    settings = {"training_batch_size": 256, "validation_fraction": 0.05, "stop_after_epochs": 24}
+    inference.train(learning_rate=2e-3, max_num_epochs=16, **settings)
+    for group in inference.optimizer.param_groups:
+        group["lr"] = 2e-4
+    inference.train(resume_training=True, max_num_epochs=24, **settings)
+    seconds = time.process_time() - start
     torch.manual_seed(5)
     x_o = observe(simulator, THETA, 10, 60)
     exact = many_posteriors(simulator, x_o, seed=0)

@@ -16,7 +16,6 @@ from sbi_bed.policies import (
     NonContextualNeyman,
 )
 from sbi_bed.simulators import TreatmentStream, assign_stream
-from sbi_bed.utils.parallel import one_thread
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 
@@ -72,26 +71,23 @@ def test_teacher(alpha):
 def test_students():
     """A net for each class, trained for three minutes of one core, and what their mixture loses where none is told."""
     students, seconds = {"transformer": [], "gradient descent": []}, []
-    with one_thread():
-        for alpha in CLASSES:
-            trainer = ExperimenterTrainer(TreatmentStream(alpha), NeymanTeacher(1, alpha), show_progress_bars=False)
-            start = time.process_time()
-            students["transformer"].append(trainer.train(**TRAINING, seed=0))
-            seconds.append(time.process_time() - start)
-            students["gradient descent"].append(GradientExperimenter(1, alpha))
-        for alpha in CLASSES:
-            problems = TreatmentStream(alpha).sample(200, seed=1)
-            teacher, coin = (measure(policy, problems)[1] for policy in (NeymanTeacher(1, alpha), CoinFlip(1)))
-            for kind, experts in students.items():
-                found = measure(MixtureOfExperimenters(experts), problems)
-                ratio = float(found[1].mean() / teacher.mean())
-                text = (
-                    f"{as_text(*found)}; {ratio:.2f} times the teacher's, {float(found[1].mean() / coin.mean()):.2f} "
-                )
-                text += f"times the coin's; training took {', '.join(f'{s:.0f}' for s in seconds)} CPU s"
-                what = f"regret / V*, 200 streams of 300 units, α = {alpha}: mixture of {kind} students"
-                report(what, text if kind == "transformer" else text.split("; training")[0], f"{COMMAND} students")
-                assert ratio <= 1.3 and found[1].mean() <= 0.25 * coin.mean()
+    for alpha in CLASSES:
+        trainer = ExperimenterTrainer(TreatmentStream(alpha), NeymanTeacher(1, alpha), show_progress_bars=False)
+        start = time.process_time()
+        students["transformer"].append(trainer.train(**TRAINING, seed=0))
+        seconds.append(time.process_time() - start)
+        students["gradient descent"].append(GradientExperimenter(1, alpha))
+    for alpha in CLASSES:
+        problems = TreatmentStream(alpha).sample(200, seed=1)
+        teacher, coin = (measure(policy, problems)[1] for policy in (NeymanTeacher(1, alpha), CoinFlip(1)))
+        for kind, experts in students.items():
+            found = measure(MixtureOfExperimenters(experts), problems)
+            ratio = float(found[1].mean() / teacher.mean())
+            text = f"{as_text(*found)}; {ratio:.2f} times the teacher's, {float(found[1].mean() / coin.mean()):.2f} "
+            text += f"times the coin's; training took {', '.join(f'{s:.0f}' for s in seconds)} CPU s"
+            what = f"regret / V*, 200 streams of 300 units, α = {alpha}: mixture of {kind} students"
+            report(what, text if kind == "transformer" else text.split("; training")[0], f"{COMMAND} students")
+            assert ratio <= 1.3 and found[1].mean() <= 0.25 * coin.mean()
     assert max(seconds) <= 480
 
 
@@ -112,13 +108,12 @@ def test_speed(policy, request):
     num, times = 100, []
     problem = TreatmentStream(1.5).sample(1, seed=0)
     history = assign_stream(problem, CoinFlip(1), 1000 + num, seed=1).history[0]
-    with one_thread():
-        state = policy.read(history[:1000])
-        for unit in history[1000:]:
-            start = time.process_time()  # not the clock on the wall: other processes may share the core
-            policy.propensity(state, unit[:1])
-            state = policy.update(state, unit[:1], unit[1], unit[2])
-            times.append(time.process_time() - start)
+    state = policy.read(history[:1000])
+    for unit in history[1000:]:
+        start = time.process_time()  # not the clock on the wall: other processes may share the core
+        policy.propensity(state, unit[:1])
+        state = policy.update(state, unit[:1], unit[1], unit[2])
+        times.append(time.process_time() - start)
     times = 1e3 * torch.tensor(times).double()
     text = f"{float(times.mean()):.2f} CPU ms on average, {float(times.max()):.1f} at most"
     report(f"one unit at t = 1,000: {request.node.callspec.id}", text, f"{COMMAND} speed")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reference import grid_moments
 from torch.distributions import Uniform
 
 from sbi_bed.inference import many_posteriors
@@ -24,25 +25,13 @@ def observe(simulator, num_people, num_trials, seed=0):
     return pack_history(stimuli, simulator(THETA, stimuli))
 
 
-def grid_moments(simulator, history, low, high, num=25):
-    """Posterior mean and sd (3,) on a grid that holds the posterior."""
-    axes = [torch.linspace(a, b, num, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
-    theta = torch.cartesian_prod(*axes)
-    log_p = simulator.prior.log_prob(theta)
-    for trial in history.double():
-        log_p = log_p + simulator.log_likelihood(theta, trial[:1], trial[1:2])
-    weight = log_p.softmax(0).unsqueeze(-1)
-    mean = (weight * theta).sum(0)
-    return mean, (weight * (theta - mean).square()).sum(0).sqrt()
-
-
 def test_against_the_grid(simulator):
     """Means within .15 sd and sds within 10 %; 400 effective draws at least of each parameter."""
     x = observe(simulator, 2, 60)
     found = many_posteriors(simulator, x, num_warmup=200, seed=0)
     for i in range(2):
         low, high = (found.mean[i] - 5 * found.stddev[i]).clamp_min(0.0101), found.mean[i] + 5 * found.stddev[i]
-        mean, sd = grid_moments(simulator, x[i], low.tolist(), high.tolist())
+        mean, sd = grid_moments(simulator, x[i], low.tolist(), high.tolist(), num=25)
         assert ((found.mean[i] - mean) / sd).abs().max() < 0.15
         assert (found.stddev[i] / sd - 1).abs().max() < 0.1
     assert (found.effective_sample_size > 400).all() and (found.rhat < 1.02).all()
