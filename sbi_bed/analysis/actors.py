@@ -47,6 +47,16 @@ def plot_response_bands(
 
     Raises:
         ValueError: If `level` is no probability, or the history is not of this simulator, or empty.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from sbi_bed.simulators import OptimalActor, QuadraticCost
+        >>> from sbi_bed.utils import pack_history
+        >>> simulator, stimuli = BayesianActor(OptimalActor(QuadraticCost())), torch.tensor([[1.0], [2.0], [4.0]])
+        >>> history = pack_history(stimuli, simulator(torch.tensor([0.15, 1.5, 0.1]), stimuli))
+        >>> ax = plot_response_bands(simulator, history, simulator.prior.sample((100,)), ax=Figure().add_subplot())
+        >>> ax.get_legend_handles_labels()[1][0]
+        'predicted, 90% of responses'
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}.")
@@ -100,6 +110,13 @@ def plot_ridge(
 
     Raises:
         ValueError: If a name is unknown, or one of the two parameters is not positive.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> prior = torch.rand(500, 2) + 0.5
+        >>> theta = torch.stack([prior[:, 0], 1 / prior[:, 0]], -1)  # only a product is known
+        >>> plot_ridge(theta, prior, ["sigma", "mu_0"], ("sigma", "mu_0"), ax=Figure().add_subplot()).get_title()
+        'correlation of logarithms -1.00'
     """
     axes: Any = plt.gca() if ax is None else ax
     names = tuple(names)

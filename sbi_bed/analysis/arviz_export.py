@@ -59,11 +59,18 @@ def to_arviz(
         TypeError: If the posterior tells neither prior nor density.
         ValueError: If there is not one name for each parameter, or `num_samples` is no multiple of the chains.
 
-    Example::
-
-        data = to_arviz(NPE(prior).append_simulations(theta, x).train().build_posterior(), x_o)
-        arviz.psens(data)  # how far the prior moves each parameter
-        arviz_stats.psense_summary(data.to_datatree())  # with a diagnosis
+    Example:
+        >>> from sbi_bed.inference import likelihood_posterior
+        >>> from sbi_bed.simulators import HyperbolicDiscounting
+        >>> history = torch.tensor([[50.0, 30.0, 1.0, 1.0], [50.0, 300.0, 0.0, 1.0]])
+        >>> posterior = likelihood_posterior(HyperbolicDiscounting(), history, sample_with="importance")
+        >>> data = to_arviz(posterior, num_samples=400, parameter_names=["log_k", "alpha"], seed=0)
+        >>> list(data.posterior.data_vars), dict(data.posterior.sizes)
+        (['log_k', 'alpha'], {'chain': 4, 'draw': 100})
+        >>> import arviz
+        >>> moved = arviz.psens(data)  # how far the prior moves each parameter
+        >>> list(moved.data_vars)
+        ['log_k', 'alpha']
     """
     arviz = import_arviz("to_arviz")
     prior = prior_of(posterior)

@@ -320,23 +320,7 @@ def plot_power_scaling(
         _draw_means(drawn[j], gamma, found.mean[:, j].numpy(), reliable, {k: v[:, j] for k, v in checked.items()})
         drawn[j].set(ylabel=f"posterior mean of {names[j]}")
     drawn[0].legend(fontsize=8)
-    below = drawn[-1]
-    shape = found.pareto_k.numpy()
-    shape = np.where(np.isfinite(shape), shape, np.nan)
-    below.axhline(found.largest_pareto_k, color=_GREY, linewidth=1, linestyle="--")
-    below.annotate(
-        "not to be relied on above",
-        (1, found.largest_pareto_k),
-        xycoords=("axes fraction", "data"),
-        xytext=(-3, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-        color="0.3",
-    )
-    below.plot(gamma, shape, color=_ORANGE, linewidth=1)
-    below.scatter(gamma, shape, s=14, color=np.where(reliable, _BLUE, _ORANGE), zorder=3)
-    below.set(ylabel="k̂ of the importance weights")
+    _draw_pareto_k(drawn[-1], found)
     for axis in drawn:
         axis.set(xlabel="γ", xscale="log")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -358,6 +342,27 @@ def _draw_means(axes: Any, gamma: Any, mean: Any, reliable: Any, others: dict[st
         axes.plot(gamma, values, color=colour, linewidth=1.3, label=name)
     axes.plot(gamma, mean, color=_ORANGE, linewidth=1.2, linestyle=":")
     axes.plot(gamma, np.where(reliable, mean, np.nan), color=_ORANGE, linewidth=1.6, label="importance weights")
+
+
+def _draw_pareto_k(axes: Any, found: PowerScaling) -> None:
+    """k̂ over powers, with the largest that moments can be relied on with."""
+    gamma = found.gamma.numpy()
+    shape = found.pareto_k.numpy()
+    shape = np.where(np.isfinite(shape), shape, np.nan)
+    axes.axhline(found.largest_pareto_k, color=_GREY, linewidth=1, linestyle="--")
+    axes.annotate(
+        "not to be relied on above",
+        (1, found.largest_pareto_k),
+        xycoords=("axes fraction", "data"),
+        xytext=(-3, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color="0.3",
+    )
+    axes.plot(gamma, shape, color=_ORANGE, linewidth=1)
+    axes.scatter(gamma, shape, s=14, color=np.where(found.reliable.numpy(), _BLUE, _ORANGE), zorder=3)
+    axes.set(ylabel="k̂ of the importance weights")
 
 
 def _draw_violin(axes: Any, values: np.ndarray, centre: float, thickness: float, colour: str) -> None:

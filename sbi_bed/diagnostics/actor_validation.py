@@ -69,14 +69,14 @@ class ActorValidation:
 
 
 def actor_validation(
-    actor: NeuralActor, num_actions: int = 10_000, seed: int = 0, numerically: bool = False
+    actor: NeuralActor, num_actions: int = 10_000, seed: int | None = None, numerically: bool = False
 ) -> ActorValidation:
     """Compare an actor with optimal actions all over its training ranges.
 
     Args:
         actor: The net.
         num_actions: Random situations; about 1,000 a second where there is no closed form, of vectors about 10.
-        seed: Of the draws.
+        seed: Seed; the global generator if None.
         numerically: Whether to use the numerical minimiser even where there is a closed form.
 
     Raises:

@@ -13,7 +13,7 @@ from ..objectives.critics import NeuralBound
 from ..simulators.base import DesignSimulator
 from ..simulators.rollout import PolicySimulator
 from ..utils.checks import check_count
-from ..utils.history import check_history
+from ..utils.history import trials_before
 from ..utils.seeding import seeded
 
 __all__ = ["InformationGain", "expected_information_gain"]
@@ -97,25 +97,8 @@ def expected_information_gain(
         num_rollouts = check_count(num_rollouts, "num_rollouts", 2)
         with seeded(seed):
             return _neural_gain(simulator, policy, check_count(horizon, "horizon"), num_rollouts, bound)
-    if not simulator.has_likelihood:
-        raise ValueError(
-            "expected_information_gain needs a simulator with a log_likelihood, or bound=, one trained by DAD."
-        )
-    if proposal not in (None, "posterior"):
-        raise ValueError(f'proposal must be None or "posterior", got {proposal!r}.')
-    if proposal is not None and prior is not None and not (hasattr(prior, "sample") and hasattr(prior, "log_prob")):
-        raise ValueError('proposal="posterior" needs a prior with a density: a distribution with sample and log_prob.')
-    if max_gap is not None and not max_gap >= 0:
-        raise ValueError(f"max_gap must not be negative, got {max_gap}.")
-    num_trials = check_count(horizon, "horizon")
-    if history is not None:
-        history = check_history(history, simulator.design_dim, simulator.outcome_dim)
-        if history.ndim != 2:
-            raise ValueError(f"history must be that of one experiment, (n, D + O + 1), got {tuple(history.shape)}.")
-        history = history[: int(history[:, -1].sum())]
-        num_trials -= len(history)
-        if num_trials < 1:
-            raise ValueError(f"no trial remains of a horizon of {horizon}.")
+    _check_suits(simulator, prior, proposal, max_gap)
+    history, num_trials = trials_before(history, horizon, simulator.design_dim, simulator.outcome_dim)
     prior = simulator.prior if prior is None else prior
     if num_contrastive is None:
         num_contrastive = 100_000 if proposal is None else 10_000
@@ -138,6 +121,20 @@ def expected_information_gain(
     num_contrastive = check_count(num_contrastive, "num_contrastive")
     with seeded(seed):
         return estimate(simulator, policy, num_trials, num_rollouts, num_contrastive, **settings)
+
+
+def _check_suits(simulator: DesignSimulator, prior: Any, proposal: str | None, max_gap: float | None) -> None:
+    """Refuse what the contrastive bounds cannot be computed for."""
+    if not simulator.has_likelihood:
+        raise ValueError(
+            "expected_information_gain needs a simulator with a log_likelihood, or bound=, one trained by DAD."
+        )
+    if proposal not in (None, "posterior"):
+        raise ValueError(f'proposal must be None or "posterior", got {proposal!r}.')
+    if proposal is not None and prior is not None and not (hasattr(prior, "sample") and hasattr(prior, "log_prob")):
+        raise ValueError('proposal="posterior" needs a prior with a density: a distribution with sample and log_prob.')
+    if max_gap is not None and not max_gap >= 0:
+        raise ValueError(f"max_gap must not be negative, got {max_gap}.")
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..utils.checks import as_finite_tensor, check_count
+from ..utils.checks import as_finite_tensor, check_count, check_positive
 from ..utils.seeding import seeded
 
 __all__ = ["MMDTest", "mmd_squared", "mmd_test"]
@@ -74,8 +74,7 @@ def mmd_test(
             "sample (B, S) and reference (M, S) must have at least 2 rows each and the same columns, "
             f"got {tuple(a.shape)} and {tuple(b.shape)}."
         )
-    if bandwidth is not None and not bandwidth > 0:
-        raise ValueError(f"bandwidth must be positive, got {bandwidth}.")
+    bandwidth = None if bandwidth is None else check_positive(bandwidth, "bandwidth")
     num_permutations = check_count(num_permutations, "num_permutations", 20)
     pooled = torch.cat([a, b])
     distance = torch.cdist(pooled, pooled, compute_mode="donot_use_mm_for_euclid_dist")

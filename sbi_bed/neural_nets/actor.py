@@ -51,6 +51,11 @@ class NeuralActor(nn.Module):
         training_box: Name -> (low, high) of all parameters and the stimulus.
         outside: What to do with parameters outside of it: "raise" a `ValueError`, or "warn".
         errors: How far actions are from optimal ones: quantiles that training measured, plain data; None before.
+        mean: Means of the features that the net reads.
+        scale: Their standard deviations.
+        body: Hidden layers.
+        head: Last layer.
+        direct: Linear way past it.
 
     Raises:
         TypeError: If cost or perception is none.

@@ -91,13 +91,15 @@ class ActorErrors:
 
 
 @torch.no_grad()
-def actor_errors(actor: NeuralActor, num_actions: int = 1000, seed: int = 0, numerically: bool = False) -> ActorErrors:
+def actor_errors(
+    actor: NeuralActor, num_actions: int = 1000, seed: int | None = None, numerically: bool = False
+) -> ActorErrors:
     """Compare a net's actions with optimal ones in situations drawn from all of its training ranges.
 
     Args:
         actor: The net.
         num_actions: Number N of situations.
-        seed: Of the draws.
+        seed: Seed; the global generator if None.
         numerically: Whether to use the numerical minimiser even where there is a closed form.
 
     Example:

@@ -41,6 +41,10 @@ class EvidenceClassifier(nn.Module):
         num_layers: Hidden layers of the head.
         alpha: Power of the transform; None for none.
 
+    Attributes:
+        config: Its sizes as plain data, from which files build it again.
+        head: Net from a summary to J − 1 log evidences.
+
     Raises:
         ValueError: If a size is too small.
 

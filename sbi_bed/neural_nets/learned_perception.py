@@ -39,6 +39,8 @@ class LearnedPerception(Perception, nn.Module):
 
     Attributes:
         fitted: Whether beliefs have been learned.
+        net: What beliefs are read from.
+        scale_free: Whether states are positive: moving a belief then multiplies states and responses by a number.
 
     Raises:
         TypeError: If one cannot be called.

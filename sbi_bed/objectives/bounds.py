@@ -95,7 +95,17 @@ def estimate_bounds(
     compile: bool = False,
     show_progress_bars: bool = False,
 ) -> InformationGain:
-    """Both bounds for `num_trials` trials after an optional history; see `expected_information_gain` for the rest."""
+    """Both bounds for `num_trials` trials after an optional history; see `expected_information_gain` for the rest.
+
+    Example:
+        >>> from sbi_bed.policies import RandomPolicy
+        >>> from sbi_bed.simulators import LocationFinding
+        >>> simulator = LocationFinding()
+        >>> sample = sampler_of(simulator.prior)
+        >>> gain = estimate_bounds(simulator, RandomPolicy(simulator), 3, 64, 500, sample_theta=sample)
+        >>> gain.lower <= gain.upper and gain.num_contrastive == 500
+        True
+    """
     sample_contrastive = sample_theta if sample_contrastive is None else sample_contrastive
     theta = sample_theta(num_rollouts)
     designs, outcomes = rollout(truth or simulator, policy, theta, num_trials, history)

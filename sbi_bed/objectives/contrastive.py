@@ -36,7 +36,16 @@ _COMPILED_CHUNK_ELEMENTS = 2**20  # a fused loop keeps fewer of them
 
 
 def log_likelihood_of_history(simulator: DesignSimulator, theta: Tensor, designs: Tensor, outcomes: Tensor) -> Tensor:
-    """log p(y_t | θ, ξ_t) of each trial, shape (..., T), for theta (..., P), designs (..., T, D), outcomes (..., T, O)."""
+    """log p(y_t | θ, ξ_t) of each trial, shape (..., T), for theta (..., P), designs (..., T, D), outcomes (..., T, O).
+
+    Example:
+        >>> from sbi_bed.simulators import LocationFinding
+        >>> designs, outcomes = torch.tensor([[[1.0, 0.0], [2.0, 0.0]]]), torch.tensor([[[1.1], [1.1]]])
+        >>> log_likelihood_of_history(
+        ...     LocationFinding(), torch.zeros(1, 2), designs, outcomes
+        ... )  # of a source at the origin
+        tensor([[-0.3211, -2.9438]])
+    """
     return simulator.log_likelihood(theta.unsqueeze(-2), designs, outcomes)
 
 
@@ -47,12 +56,25 @@ def spce(log_likelihood: Tensor, log_sum: Tensor, num_contrastive: int) -> Tenso
         log_likelihood: log p(h | θ_0), any shape.
         log_sum: log Σ_{l=1..L} p(h | θ_l), same shape.
         num_contrastive: L.
+
+    Example:
+        >>> nothing_learnt = torch.tensor(-3.0) + math.log(7)  # every θ_l explains the history as well as θ_0
+        >>> bool(spce(torch.tensor(-3.0), nothing_learnt, 7).abs() < 1e-6)
+        True
+        >>> spce(torch.tensor(-3.0), torch.tensor(-torch.inf), 7), math.log(8)  # the ceiling: no θ_l explains it at all
+        (tensor(2.0794), 2.0794415416798357)
     """
     return log_likelihood - torch.logaddexp(log_likelihood, log_sum) + math.log(num_contrastive + 1)
 
 
 def snmc(log_likelihood: Tensor, log_sum: Tensor, num_contrastive: int) -> Tensor:
-    """Sequential nested Monte Carlo estimate, an upper bound, for each history; arguments as for `spce`."""
+    """Sequential nested Monte Carlo estimate, an upper bound, for each history; arguments as for `spce`.
+
+    Example:
+        >>> log_likelihood, log_sum = torch.tensor(-3.0), torch.tensor(-4.0)
+        >>> bool(snmc(log_likelihood, log_sum, 7) > spce(log_likelihood, log_sum, 7))
+        True
+    """
     return log_likelihood - log_sum + math.log(num_contrastive)
 
 
@@ -84,6 +106,17 @@ def log_sum_likelihood(
         Shape (B,), or (T, B) with `every_trial`.
 
     Source: DAD, arXiv 2103.02438, eq. (11)-(12), for the sums; the streaming is ours.
+
+    Example:
+        >>> from sbi_bed.simulators import LocationFinding
+        >>> simulator = LocationFinding()
+        >>> designs, outcomes, contrastive = torch.randn(4, 3, 2), torch.rand(4, 3, 1), torch.randn(1000, 2)
+        >>> streamed = log_sum_likelihood(simulator, contrastive, designs, outcomes, chunk_size=300)
+        >>> at_once = (
+        ...     log_likelihood_of_history(simulator, contrastive.unsqueeze(1), designs, outcomes).sum(-1).logsumexp(0)
+        ... )
+        >>> bool(torch.allclose(streamed, at_once, atol=1e-4))
+        True
     """
     batch, num_trials = designs.shape[:2]
     if chunk_size is None:

@@ -93,6 +93,14 @@ class InfoNCE(_CriticBound):
         output_dim: Size of the encodings f(z) and g(θ).
         hidden_dim: Width of the nets.
 
+    Attributes:
+        has_state: Whether trials share a hidden state, so that the trial before is read, too.
+        features: What is read of a trial.
+        standardize: Centres and scales theta.
+        of_trial: The net f, with c in the last column.
+        of_theta: The net g.
+        scale: Factor of their product.
+
     Example:
         >>> from sbi_bed.policies import RandomPolicy
         >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
@@ -116,6 +124,24 @@ class NWJ(_CriticBound):
         simulator: The experiment; 512 of its simulations set the scale of what the net reads.
         output_dim: Size of the encodings f(z) and g(θ).
         hidden_dim: Width of the nets.
+
+    Attributes:
+        has_state: Whether trials share a hidden state, so that the trial before is read, too.
+        features: What is read of a trial.
+        standardize: Centres and scales theta.
+        of_trial: The net f, with c in the last column.
+        of_theta: The net g.
+        scale: Factor of their product.
+
+    Example:
+        >>> from sbi_bed.policies import RandomPolicy
+        >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
+        >>> simulator = LocationFinding()
+        >>> theta = simulator.prior.sample((16,))
+        >>> x = PolicySimulator(simulator, RandomPolicy(simulator), horizon=3)(theta)
+        >>> loss, terms = NWJ(simulator).loss(theta, x)  # its gradient trains critic and policy
+        >>> bool(loss == -terms.mean()), terms.requires_grad
+        (True, False)
     """
 
     def forward(self, theta: Tensor, x: Tensor) -> Tensor:

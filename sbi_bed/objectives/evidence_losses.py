@@ -30,6 +30,9 @@ class CrossEntropyLoss(nn.Module):
     Args:
         frequencies: Shares f of the models among the simulations, (J,), all positive.
 
+    Attributes:
+        log_frequencies: Logs of the frequencies, (J,).
+
     Example:
         >>> loss = CrossEntropyLoss(torch.tensor([0.5, 0.5]))
         >>> loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
@@ -54,6 +57,9 @@ class LPopLoss(nn.Module):
         frequencies: Shares f of the models among the simulations, (J,), all positive.
         largest_exponent: From here on the exponential goes on as a straight line, so that one simulation that a young net
             gets badly wrong does not overflow.
+
+    Attributes:
+        log_frequencies: Logs of the frequencies, (J,).
 
     Example:
         >>> loss = LPopLoss(torch.tensor([0.5, 0.5]))

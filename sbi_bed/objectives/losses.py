@@ -54,6 +54,17 @@ def pathwise_loss(
 
     Returns:
         The loss, a scalar, and the terms (B,) whose mean is the bound, detached.
+
+    Example:
+        >>> from sbi_bed.simulators import LocationFinding
+        >>> simulator, contrastive = LocationFinding(), torch.randn(500, 2)
+        >>> theta, designs = torch.randn(64, 2), torch.zeros(2, requires_grad=True)
+        >>> sensors = designs.expand(64, 3, 2)  # three readings at one point
+        >>> trials = Rollout(sensors, simulator(theta.unsqueeze(1), sensors))
+        >>> loss, terms = pathwise_loss(simulator, theta, trials, contrastive)
+        >>> loss.backward()  # where that point had better be
+        >>> designs.grad.shape, bool((terms.mean() + loss).abs() < 1e-5)
+        (torch.Size([2]), True)
     """
     log_likelihood = log_likelihood_of_history(simulator, theta, *trials).sum(-1)
     log_sum = log_sum_likelihood(simulator, contrastive, *trials, log_weights, compile=compile)
@@ -76,6 +87,16 @@ def score_function_loss(
 
     Args:
         baseline: Control variate: "prefix" as above; "mean", the others' mean of g_T alone; "none".
+
+    Example:
+        >>> from sbi_bed.policies import DeepSetsPolicy
+        >>> from sbi_bed.simulators import HyperbolicDiscounting, rollout
+        >>> simulator = HyperbolicDiscounting()  # whose outcomes are choices
+        >>> theta, contrastive = simulator.prior.sample((16,)), simulator.prior.sample((100,))
+        >>> trials = rollout(simulator, DeepSetsPolicy(simulator), theta, 4)
+        >>> _, terms = score_function_loss(simulator, theta, trials, contrastive)
+        >>> bool(torch.allclose(terms, pathwise_loss(simulator, theta, trials, contrastive)[1], atol=1e-4))  # one bound
+        True
     """
     by_trial = log_likelihood_of_history(simulator, theta, *trials)
     scored = log_prob_of_drawn(simulator, theta, trials, by_trial)

@@ -51,6 +51,14 @@ def log_model_probs(
         contrastive: Parameters of each model from its prior, J tensors (L_j, P_j).
         every_trial: Whether to return the probabilities after each trial.
         compile: As for `log_sum_likelihood`.
+
+    Example:
+        >>> from sbi_bed.simulators import ExponentialDiscounting, HyperbolicDiscounting
+        >>> mixture = ModelMixture([HyperbolicDiscounting(), ExponentialDiscounting()], model_prior=[0.7, 0.3])
+        >>> designs, outcomes = torch.tensor([[[50.0, 30.0], [50.0, 300.0]]]), torch.tensor([[[1.0], [0.0]]])
+        >>> log_probs = log_model_probs(mixture, designs, outcomes, sample_of_each_model(mixture, 1000))
+        >>> bool(torch.isclose(log_probs.exp().sum(), torch.tensor(1.0)))
+        True
     """
     evidences = [
         log_sum_likelihood(simulator, theta, designs, outcomes, every_trial=every_trial, compile=compile)
@@ -82,6 +90,16 @@ def model_gain_loss(
 
     Returns:
         The loss, a scalar, and the terms (B,) whose mean is the lower bound in nats, detached.
+
+    Example:
+        >>> from sbi_bed.policies import RandomPolicy
+        >>> from sbi_bed.simulators import ExponentialDiscounting, HyperbolicDiscounting, rollout
+        >>> mixture = ModelMixture([HyperbolicDiscounting(), ExponentialDiscounting()])
+        >>> theta = mixture.prior.sample((64,))
+        >>> trials = rollout(mixture, RandomPolicy(mixture), theta, 5)
+        >>> loss, terms = model_gain_loss(mixture, theta, trials, sample_of_each_model(mixture, 200))
+        >>> bool((terms <= math.log(2)).all())  # of two models that are equally probable before
+        True
     """
     index = mixture.model_index(theta)
     if mixture.pathwise:

@@ -33,6 +33,18 @@ class LocalProposal:
         prior: Distribution of theta, event shape (P,).
         smallest_scale: Smallest s_j, in prior standard deviations; the largest is 1.
         num_scales: Number J of scales, in geometric steps.
+
+    Attributes:
+        scales: The scales s_j, (J,), increasing.
+
+    Example:
+        >>> from sbi_bed.simulators import LocationFinding
+        >>> proposal = LocalProposal(LocationFinding().prior)
+        >>> contrastive, log_weights = proposal.sample(torch.tensor([[1.0, 1.0], [-1.0, 0.0]]), 1000)
+        >>> contrastive.shape
+        torch.Size([1000, 2, 2])
+        >>> bool((log_weights < math.log(2) + 1e-4).all())
+        True
     """
 
     def __init__(self, prior: Distribution, smallest_scale: float = 0.01, num_scales: int = 8):

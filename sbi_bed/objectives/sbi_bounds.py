@@ -50,6 +50,10 @@ class PosteriorBound(NeuralBound):
         embedding_net: Histories (B, T, D + O + 1) → summaries; a `HistoryEmbedding` if None.
         **options: Further arguments of `posterior_nn`.
 
+    Attributes:
+        prior: The simulator's prior.
+        estimator: sbi's density estimator q(θ | h).
+
     Example:
         >>> from sbi_bed.policies import RandomPolicy
         >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
@@ -121,8 +125,26 @@ class LikelihoodBound(_ContrastiveBound):
             near the truth, for gains above log L.
         **options: Further arguments of `likelihood_nn`.
 
+    Attributes:
+        design_dim: D.
+        local: `LocalProposal` of contrastive samples, or None.
+        standardize: Centres and scales theta.
+        features: What is read of a trial.
+        num_given: Number of values that q is conditional on.
+        estimator: sbi's density estimator q(y | θ, ξ).
+
     Raises:
         ValueError: If the simulator has a hidden state, or "local" meets a prior without density.
+
+    Example:
+        >>> from sbi_bed.policies import RandomPolicy
+        >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
+        >>> simulator = LocationFinding()
+        >>> theta = simulator.prior.sample((16,))
+        >>> x = PolicySimulator(simulator, RandomPolicy(simulator), horizon=3)(theta)
+        >>> terms = LikelihoodBound(simulator, num_contrastive=7)(theta, x)
+        >>> bool((terms <= math.log(8)).all())
+        True
     """
 
     def __init__(
@@ -193,6 +215,19 @@ class RatioBound(_ContrastiveBound):
         num_contrastive: Number L of other parameters; the bound cannot exceed log(L + 1).
         embedding_net: Histories (B, n, D + O + 1) → summaries (B, output_dim); a `HistoryEmbedding` if None.
         **options: Further arguments of `classifier_nn`.
+
+    Attributes:
+        estimator: sbi's classifier.
+
+    Example:
+        >>> from sbi_bed.policies import RandomPolicy
+        >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
+        >>> simulator = LocationFinding()
+        >>> theta = simulator.prior.sample((16,))
+        >>> x = PolicySimulator(simulator, RandomPolicy(simulator), horizon=3)(theta)
+        >>> terms = RatioBound(simulator, num_contrastive=7)(theta, x)
+        >>> bool((terms <= math.log(8)).all())
+        True
     """
 
     def __init__(

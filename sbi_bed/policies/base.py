@@ -53,6 +53,12 @@ class Policy(SavedPolicy):
         simulator: The experiment to design.
         **config: The other arguments the policy was built with, plain data, from which `load_policy` builds it again.
 
+    Attributes:
+        config: These arguments.
+        design_space: The experiment's design space.
+        design_dim: Number D of design values.
+        outcome_dim: Number O of values of an outcome.
+
     Example:
         A subclass needs three methods; in a space that depends on the history the last one is
         `propose(self, state, space)`, with `space` the one of the next design.

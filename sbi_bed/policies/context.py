@@ -33,6 +33,10 @@ class ContextPolicy(DeepSetsPolicy):
         summary_dim: Size of the pooled summary.
         num_layers: Number of hidden layers in each.
 
+    Attributes:
+        context_net: Net from a context to what is added to the sum over trials.
+        log_columns: Which values of a context are read in their logs, (C,).
+
     Example:
         >>> from sbi_bed.simulators import LocationFinding, LogUniform
         >>> policy = ContextPolicy(LocationFinding(), Contexts(gamma=LogUniform(0.5, 2.0, 2)))

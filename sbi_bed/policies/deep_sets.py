@@ -28,6 +28,12 @@ class DeepSetsPolicy(Policy):
         summary_dim: Size of the pooled summary.
         num_layers: Number of hidden layers in each.
 
+    Attributes:
+        features: What is read of a trial.
+        encoder: Net of one trial.
+        empty: Sum before the first trial, (summary_dim,).
+        head: Net from the sum to the free coordinates of a design.
+
     Example:
         >>> from sbi_bed.simulators import LocationFinding
         >>> policy = DeepSetsPolicy(LocationFinding())

@@ -41,6 +41,13 @@ class ExperimenterTransformer(TreatmentPolicy):
         outcome_centre: What outcomes are roughly around.
         outcome_scale: About the sd of an outcome.
 
+    Attributes:
+        units: Features of a unit.
+        embed_unit: Net that reads a past unit.
+        embed_next: Linear map of the covariates of the next one.
+        blocks: Attention blocks.
+        head: What predictions are read from.
+
     Example:
         >>> policy = ExperimenterTransformer(covariate_dim=2)
         >>> state = policy.initial_state((4,))

@@ -21,8 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..simulators.function_basis import check_smoothness
-from ..utils.checks import check_count
+from ..utils.checks import check_count, check_positive
 from .treatment_policy import StreamPredictions, TreatmentPolicy, neyman_propensity
 from .unit_features import UnitFeatures
 
@@ -61,6 +60,13 @@ class GradientExperimenter(TreatmentPolicy):
         outcome_centre: What outcomes are roughly around.
         outcome_scale: About the sd of an outcome.
 
+    Attributes:
+        units: Features of a unit.
+        log_sds: Logs of the prior sds of mean and log-variance coefficients, learned.
+        log_sizes: Logs of step sizes, learned, (num_layers, 2, m).
+        momenta: Momentum of each step, learned, (num_layers, 2, 1).
+        radius: Norm, in prior sds, beyond which coefficients are drawn back.
+
     Example:
         >>> policy = GradientExperimenter(covariate_dim=1)
         >>> state = policy.update(policy.initial_state(), torch.tensor([0.3]), torch.tensor(1.0), torch.tensor(2.0))
@@ -87,13 +93,10 @@ class GradientExperimenter(TreatmentPolicy):
         super().__init__(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
         self.num_layers = check_count(num_layers, "num_layers")
         scaling = (num_functions, covariate_low, covariate_high, outcome_centre, outcome_scale)
-        self.units = UnitFeatures(covariate_dim, check_smoothness(smoothness), *scaling)
-        for name, scale in (("mean", mean_scale), ("log_variance", log_variance_scale)):
-            if not scale > 0:
-                raise ValueError(f"{name}_scale must be positive, got {scale}.")
-        sds = [self.units.basis.sd(smoothness, scale).float() for scale in (mean_scale, log_variance_scale)]
+        self.units = UnitFeatures(covariate_dim, check_positive(smoothness, "smoothness"), *scaling)
+        sds = self.units.prior_sds(smoothness, mean_scale, log_variance_scale)
         num = len(self.units)
-        self.log_sds = nn.ParameterList(sd.log() for sd in sds)
+        self.log_sds = nn.ParameterList(sd.float().log() for sd in sds)
         self.log_sizes = nn.Parameter(torch.full((self.num_layers, 2, num), math.log(0.9)))
         self.momenta = nn.Parameter(torch.full((self.num_layers, 2, 1), 0.3))
         self.radius = math.sqrt(num) + 3.0

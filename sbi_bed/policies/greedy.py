@@ -92,6 +92,10 @@ class GreedyPolicy(Policy):
         ess_threshold: Share of N below which the effective sample size may not fall before particles are moved.
         seed: Seed of all random numbers.
 
+    Attributes:
+        outcomes: All possible outcomes, (K, O), where these are finite and known, else None.
+        theta: Particles of the prior, (num_particles, P).
+
     Raises:
         ValueError: If there is no likelihood, the design space depends on the history, a candidate lies outside the
             design space, or an argument is out of range.
@@ -133,16 +137,7 @@ class GreedyPolicy(Policy):
             if name not in ("self", "simulator", "candidates", "__class__")
         }
         super().__init__(simulator, candidates=None, **options)
-        if not simulator.has_likelihood:
-            raise ValueError("GreedyPolicy needs a simulator with a log_likelihood.")
-        if simulator.design_space.depends_on_history:
-            raise ValueError("GreedyPolicy searches one space; it cannot follow one that depends on the history.")
-        if objective not in ("information", "prediction", "variance"):
-            raise ValueError(f'objective must be "information", "prediction" or "variance", got {objective!r}.')
-        if (objective == "variance") != (of is not None):
-            raise ValueError(
-                'of= names the parameters of objective="variance", and is for no other; give both or neither.'
-            )
+        _check_suits(simulator, objective, of)
         if not 0 < ess_threshold <= 1:
             raise ValueError(f"ess_threshold must lie in (0, 1], got {ess_threshold}.")
         self.simulator, self.objective = simulator, objective
@@ -153,10 +148,8 @@ class GreedyPolicy(Policy):
         self.outcomes = finite_outcomes(simulator)
         if objective == "prediction" and (self.candidates is None or self.outcomes is None):
             raise ValueError('objective="prediction" needs candidates and finitely many outcomes.')
-        self.num_candidates, self.num_starts = (
-            check_count(num_candidates, "num_candidates"),
-            check_count(num_starts, "num_starts"),
-        )
+        self.num_candidates = check_count(num_candidates, "num_candidates")
+        self.num_starts = check_count(num_starts, "num_starts")
         differentiable = self.outcomes is not None or simulator.reparameterized
         self.num_steps = check_count(num_steps, "num_steps", 0) if differentiable else 0
         self.learning_rate, self.ess_threshold = float(learning_rate), ess_threshold
@@ -380,3 +373,15 @@ def _flatten(state: GreedyState) -> GreedyState:
 def _select(state: GreedyState, index: slice) -> GreedyState:
     """Some of the experiments of a flat state."""
     return GreedyState(*_map(state, lambda tensor: tensor[index]))
+
+
+def _check_suits(simulator: DesignSimulator, objective: str, of: Sequence[int | str] | None) -> None:
+    """Refuse simulators and objectives for which the gain of one more trial cannot be computed."""
+    if not simulator.has_likelihood:
+        raise ValueError("GreedyPolicy needs a simulator with a log_likelihood.")
+    if simulator.design_space.depends_on_history:
+        raise ValueError("GreedyPolicy searches one space; it cannot follow one that depends on the history.")
+    if objective not in ("information", "prediction", "variance"):
+        raise ValueError(f'objective must be "information", "prediction" or "variance", got {objective!r}.')
+    if (objective == "variance") != (of is not None):
+        raise ValueError('of= names the parameters of objective="variance", and is for no other; give both or neither.')

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..simulators.function_basis import check_smoothness
-from ..utils.checks import check_count
+from ..utils.checks import check_count, check_positive
 from .series_beliefs import SeriesBeliefs, fit_beliefs, prior_beliefs
 from .treatment_policy import TreatmentPolicy, check_units, neyman_propensity
 from .unit_features import UnitFeatures
@@ -58,6 +57,13 @@ class NeymanTeacher(TreatmentPolicy):
 
     Covariates up to three have tensor products of cosines, more have linear functions and random features.
 
+    Attributes:
+        units: Features of a unit.
+        mean_sd: Prior sds of the coefficients of f_a, (m,).
+        log_variance_sd: Prior sds of the coefficients of log σ_a², (m,).
+        nodes: Gauss–Hermite nodes of the integral over beliefs about a log-variance, (12,).
+        node_weights: Their weights, (12,).
+
     Raises:
         ValueError: If an argument is out of range.
 
@@ -91,17 +97,16 @@ class NeymanTeacher(TreatmentPolicy):
         outcome_scale: float = 1.0,
     ):
         super().__init__(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
-        self.smoothness = check_smoothness(smoothness)
+        self.smoothness = check_positive(smoothness, "smoothness")
         self.burn_in, self.refit_every = check_count(burn_in, "burn_in", 0), check_count(refit_every, "refit_every")
         if rule not in _RULES:
             raise ValueError(f"rule must be one of {', '.join(map(repr, _RULES))}, got {rule!r}.")
         self.rule = rule
         scaling = (num_functions, covariate_low, covariate_high, outcome_centre, outcome_scale)
         self.units = UnitFeatures(covariate_dim, self.smoothness, *scaling)
-        for name, scale in (("mean", mean_scale), ("log_variance", log_variance_scale)):
-            if not scale > 0:
-                raise ValueError(f"{name}_scale must be positive, got {scale}.")
-            self.register_buffer(f"{name}_sd", self.units.basis.sd(self.smoothness, scale), persistent=False)
+        mean_sd, log_variance_sd = self.units.prior_sds(self.smoothness, mean_scale, log_variance_scale)
+        self.register_buffer("mean_sd", mean_sd, persistent=False)
+        self.register_buffer("log_variance_sd", log_variance_sd, persistent=False)
         nodes, weights = np.polynomial.hermite_e.hermegauss(12)
         self.register_buffer("nodes", torch.from_numpy(nodes), persistent=False)
         self.register_buffer("node_weights", torch.from_numpy(weights / weights.sum()), persistent=False)

@@ -35,6 +35,10 @@ class StaticPolicy(Policy):
             keeps the best one when it has trained them; where designs have many local optima, as they mostly do, one
             start finds one of them (Klein et al. 2026, arXiv 2602.06900).
 
+    Attributes:
+        free: Learned free coordinates of the designs, (S, horizon, F).
+        fixed: Designs given, (horizon, D), or None.
+
     Raises:
         ValueError: If the designs have another shape or lie outside their space, or there is more than one start for
             fixed ones.

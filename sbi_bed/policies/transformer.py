@@ -43,6 +43,14 @@ class TransformerPolicy(Policy):
         num_layers: Number of attention blocks.
         num_heads: Attention heads of each.
 
+    Attributes:
+        features: What is read of a trial.
+        embed: Linear map of it into the width.
+        start: Token before the first trial, (width,).
+        position: Embedding of places, (horizon, width).
+        blocks: Attention blocks.
+        head: Net to the free coordinates of a design.
+
     Example:
         >>> from sbi_bed.simulators import LocationFinding
         >>> policy = TransformerPolicy(LocationFinding(), horizon=10)  # for `DAD` to train

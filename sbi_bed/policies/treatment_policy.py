@@ -53,6 +53,7 @@ class TreatmentPolicy(SavedPolicy):
     Attributes:
         has_predictions: Whether the policy predicts outcomes.
         reads_mixed_masks: Whether `read` takes histories whose masks differ within the batch.
+        config: All arguments but weights, as plain data.
 
     Raises:
         ValueError: If clip is not between 0 and ½.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..simulators.function_basis import CosineSeries, RandomFeatures
-from ..utils.checks import as_finite_tensor
+from ..utils.checks import as_finite_tensor, check_positive
 
 __all__ = ["UnitFeatures"]
 
@@ -53,14 +53,22 @@ class UnitFeatures(nn.Module):
         low, high = (as_finite_tensor(v, "the range of covariates").double() for v in (covariate_low, covariate_high))
         if not bool((high > low).all()):
             raise ValueError(f"covariate_high must be above covariate_low, got {covariate_high} and {covariate_low}.")
-        if not outcome_scale > 0:
-            raise ValueError(f"outcome_scale must be positive, got {outcome_scale}.")
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("width", high - low, persistent=False)
-        self.outcome_centre, self.outcome_scale = float(outcome_centre), float(outcome_scale)
+        self.outcome_centre, self.outcome_scale = float(outcome_centre), check_positive(outcome_scale, "outcome_scale")
 
     def __len__(self) -> int:
         return len(self.basis)
+
+    def prior_sds(self, smoothness: float, mean_scale: float, log_variance_scale: float) -> tuple[Tensor, Tensor]:
+        """Prior sds of the coefficients of f_a and of log σ_a², (m,) each.
+
+        Raises:
+            ValueError: If a scale is not positive.
+        """
+        scales = check_positive(mean_scale, "mean_scale"), check_positive(log_variance_scale, "log_variance_scale")
+        mean_sd, log_variance_sd = (self.basis.sd(smoothness, scale) for scale in scales)
+        return mean_sd, log_variance_sd
 
     def features(self, covariates: Tensor) -> Tensor:
         """φ(x), (..., m), for covariates (..., d)."""

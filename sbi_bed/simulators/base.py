@@ -45,6 +45,11 @@ class DesignSimulator:
         initial_state: For trials that share a hidden state, the callable theta (..., P) -> state (..., S), random, from
             which a run starts.
 
+    Attributes:
+        theta_dim: Number P of parameters.
+        design_dim: Number D of design values.
+        outcome_dim: Number O of values of an outcome.
+
     Raises:
         ValueError: If the prior is not over vectors, or the outcome is not, or there are both a hidden state and a
             likelihood.
@@ -74,17 +79,7 @@ class DesignSimulator:
         log_discrete: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
         initial_state: Callable[[Tensor], Tensor] | None = None,
     ):
-        if not callable(simulate):
-            raise TypeError(f"simulate must be a callable (theta, design) -> outcome, got {simulate!r}.")
-        if log_likelihood is not None and not callable(log_likelihood):
-            raise TypeError("log_likelihood must be a callable (theta, design, outcome) -> log density, or None.")
-        if initial_state is not None and not callable(initial_state):
-            raise TypeError(f"initial_state must be a callable theta -> state, or None, got {initial_state!r}.")
-        if initial_state is not None and not (log_likelihood is None and log_discrete is None):
-            raise ValueError(
-                "trials that share a hidden state are not independent given theta: a simulator with initial_state= has "
-                "no log_likelihood and no log_discrete of single trials."
-            )
+        _check_callables(simulate, log_likelihood, log_discrete, initial_state)
         if not hasattr(prior, "sample") or not hasattr(prior, "log_prob"):
             raise TypeError(f"prior must be a distribution with sample and log_prob, got {prior!r}.")
         with seeded(0):  # its shape only: building a simulator leaves the caller's random numbers as they are
@@ -267,6 +262,21 @@ class DesignSimulator:
         if design.shape[-1:] != (self.design_dim,):
             raise ValueError(f"design must have shape (..., {self.design_dim}), got {tuple(design.shape)}.")
         return _broadcast(theta.shape[:-1], design.shape[:-1], "theta", "design")
+
+
+def _check_callables(simulate: Any, log_likelihood: Any, log_discrete: Any, initial_state: Any) -> None:
+    """Refuse what cannot be called, and a likelihood of single trials beside a hidden state."""
+    if not callable(simulate):
+        raise TypeError(f"simulate must be a callable (theta, design) -> outcome, got {simulate!r}.")
+    if log_likelihood is not None and not callable(log_likelihood):
+        raise TypeError("log_likelihood must be a callable (theta, design, outcome) -> log density, or None.")
+    if initial_state is not None and not callable(initial_state):
+        raise TypeError(f"initial_state must be a callable theta -> state, or None, got {initial_state!r}.")
+    if initial_state is not None and not (log_likelihood is None and log_discrete is None):
+        raise ValueError(
+            "trials that share a hidden state are not independent given theta: a simulator with initial_state= has "
+            "no log_likelihood and no log_discrete of single trials."
+        )
 
 
 def parameter_indices(simulator: Any, of: Sequence[int | str]) -> list[int]:

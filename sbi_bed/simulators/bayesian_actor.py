@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.distributions import Distribution, HalfNormal, Uniform, constraints
 
 from ..utils.checks import check_count
+from ..utils.cubic_curve import CubicCurve
 from ..utils.quasi_random import quasi_random_draws
 from ..utils.truncated import TruncatedIndependent
 from .base import DesignSimulator
@@ -46,6 +47,7 @@ _PERCEPTION = ("sigma", "sigma_0", "mu_0", "sigma_r")
 _NOISES = ("sigma", "sigma_0", "sigma_r")
 _REACH = 3.99  # nodes lie within so many sd of the measurement
 _MOST_NODES = 7  # whose outermost lies 3.75 sd out
+_KNOTS_APART = 0.5  # in σ: a belief blurs whatever the cost has, so that actions bend over no shorter distance
 _LEAST_SECANT = 1e-3  # below, in z, rounding of a float32 net would be the slope
 
 
@@ -72,6 +74,7 @@ class BayesianActor(DesignSimulator):
     Attributes:
         parameter_names: Names of theta's P values.
         fixed: Values of the others.
+        perception: How stimuli are perceived and responses made, the actor's.
 
     Raises:
         TypeError: If the actor cannot be called or has no cost.
@@ -185,25 +188,45 @@ class BayesianActor(DesignSimulator):
         return self._quadrature(values, x_s, response)
 
     def _quadrature(self, values: dict[str, Tensor], x_s: Tensor, response: Tensor) -> Tensor:
-        """∫ exp(f(z)) dz by Gauss–Hermite nodes about the mode of f."""
+        """∫ exp(f(z)) dz by Gauss–Hermite nodes, the last dimension of everything, about the mode of f."""
+        values = {name: value.unsqueeze(-1) for name, value in values.items()}
+        x_s, response = x_s.unsqueeze(-1), response.unsqueeze(-1)
         perception, sigma_m, sigma_r = self.perception, values["sigma"], values["sigma_r"]
-
-        def action_at(z: Tensor) -> Tensor:
-            return self.actor(perception.from_coordinate(z), **values)
-
+        x_a = self._action_curve(values, x_s)
         with torch.no_grad():
-            x_r = perception.to_coordinate(response)
-            x_a = lambda z: perception.to_coordinate(action_at(z))  # noqa: E731
-            centre, sd = _mode(x_a, _weight(values), x_s, x_r, sigma_m, sigma_r)
+            centre, sd = _mode(x_a, _weight(values), x_s, perception.to_coordinate(response), sigma_m, sigma_r)
         nodes, weights = np.polynomial.hermite.hermgauss(self.num_nodes)
-        shape = (self.num_nodes,) + (1,) * centre.ndim
-        step = torch.as_tensor(math.sqrt(2) * nodes).to(centre).reshape(shape)
-        log_weight = torch.as_tensor(np.log(math.sqrt(2) * weights) + nodes**2).to(centre).reshape(shape)
+        step = torch.as_tensor(math.sqrt(2) * nodes).to(centre)
+        log_weight = torch.as_tensor(np.log(math.sqrt(2) * weights) + nodes**2).to(centre)
         reach = _REACH * sigma_m  # no belief that actors are not trained on
         z = torch.maximum(torch.minimum(centre + sd * step, x_s + reach), x_s - reach)
         log_f = perception.noise_log_prob(z - x_s, sigma_m)
-        log_f = log_f + perception.log_prob_response(response, action_at(z), sigma_r)
-        return torch.logsumexp(log_f + log_weight, 0) + sd.log()
+        log_f = log_f + perception.log_prob_response(response, perception.from_coordinate(x_a(z)), sigma_r)
+        return torch.logsumexp(log_f + log_weight, -1) + sd.squeeze(-1).log()
+
+    def _action_curve(self, values: dict[str, Tensor], x_s: Tensor) -> Callable[[Tensor], Tensor]:
+        """Coordinate of actions at z (..., n, q) for stimuli (..., n, 1), tabulated where that asks the actor less often."""
+
+        def x_a(z: Tensor, values: dict[str, Tensor] = values) -> Tensor:
+            return self.perception.to_coordinate(self.actor(self.perception.from_coordinate(z), **values))
+
+        people = torch.broadcast_shapes((1, 1), *(value.shape for value in values.values()))
+        if people[-2] != 1 or x_s.ndim < 2 or torch.broadcast_shapes(people[:-2], x_s.shape[:-2]) != people[:-2]:
+            return x_a  # parameters change from trial to trial
+        with torch.no_grad():
+            reach, step = _REACH * float(values["sigma"].max()), _KNOTS_APART * float(values["sigma"].min())
+            low, high = float(x_s.min()) - reach, float(x_s.max()) + reach
+        num_knots = max(4, 1 + math.ceil((high - low) / step))
+        if num_knots >= x_s.shape[-2] * (self.num_nodes + 2):
+            return x_a
+        knots = torch.linspace(low, high, num_knots).to(x_s)
+        table = x_a(knots, {name: value.squeeze(-1) for name, value in values.items()})
+        curve = CubicCurve(table.expand(*people[:-2], num_knots), low, (high - low) / (num_knots - 1))
+
+        def interpolated(z: Tensor) -> Tensor:
+            return curve(z.expand(*people[:-2], *z.shape[-2:]).flatten(-2)).unflatten(-1, z.shape[-2:])
+
+        return interpolated
 
     def _coordinate(self, stimulus: Tensor) -> Tensor:
         if isinstance(self.perception, LogNormalPerception) and not (stimulus > 0).all():

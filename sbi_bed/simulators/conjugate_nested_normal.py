@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Gamma
 
+from ..utils.checks import check_positive
 from .nested_normal import NestedNormal, mean_terms, size_statistics
 
 __all__ = ["ConjugateNestedNormal"]
@@ -59,8 +60,7 @@ class ConjugateNestedNormal(NestedNormal):
         super().__init__(num_groups, num_observations, missing)
         constants = {"variance_ratio": variance_ratio, "mean_ratio": mean_ratio, "shape": shape, "rate": rate}
         for name, value in constants.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive, got {value}.")
+            check_positive(value, name)
         self.variance_ratio, self.mean_ratio, self.shape, self.rate = variance_ratio, mean_ratio, shape, rate
 
     def sample_parameters(self, model_index: int, num: int) -> Tensor:

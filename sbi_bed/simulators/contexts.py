@@ -66,7 +66,13 @@ class _Range:
 
 @dataclass(frozen=True)
 class UniformRange(_Range):
-    """Settings drawn uniformly from [low, high], `dim` of them."""
+    """Settings drawn uniformly from [low, high], `dim` of them.
+
+    Example:
+        >>> UniformRange(-1.0, 1.0).outside(torch.tensor([[0.5], [1.5]]))
+        tensor([[False],
+                [ True]])
+    """
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,9 @@ class Choice:
     def sample(self, num: int) -> Tensor:
         """One-hot draws (num, dim)."""
         weights = torch.ones(self.dim) if self.weights is None else torch.tensor(self.weights)
-        return torch.eye(self.dim)[torch.multinomial(weights, num, replacement=True)]
+        return torch.eye(self.dim)[
+            torch.multinomial(weights, max(num, 1), replacement=True)[:num]
+        ]  # it cannot draw none
 
     def columns(self, name: str) -> list[str]:
         """Names of the values."""
@@ -154,6 +162,7 @@ class Contexts:
         dim: C.
         columns: Name of each value.
         log_columns: Whether nets read its log.
+        parts: The parts by name.
 
     Raises:
         TypeError: If a part is of another kind.

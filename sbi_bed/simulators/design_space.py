@@ -38,6 +38,10 @@ class DesignSpace:
         given: Where the next design is limited further by the trials so far, the callable history (*batch, n, D + O + 1)
             -> torch constraint with bounds of shape (*batch, D), inside `constraint`. It is asked before every trial.
 
+    Attributes:
+        num_features: Values of a standardised design: D, on a simplex D − 1.
+        free_dim: Free coordinates F that `from_free` reads: as many, or one score for each candidate.
+
     Raises:
         TypeError: If the constraint is not a torch constraint, or `given` cannot be called.
         ValueError: If both or neither of constraint and candidates are given, candidates are empty or not finite, or

@@ -34,7 +34,7 @@ class StochasticEpidemic(DesignSimulator):
     """Learn how an infection spreads from counts of the infected at chosen, increasing times.
 
     Theta is (2,): logs of the rates of infection and recovery (1/day); a design is one time (1,) in days; an outcome is
-    one count (1,) in [0, N], real as in the diffusion. The hidden state is the path of I on the grid, (100 / time_step
+    one count (1,) in [0, N], real as in the diffusion. The hidden state is the path of I on the grid, (100 / dt
     + 1,), float32. Nets read counts as log(1 + I), which evens out growth and is finite for an extinct outbreak.
 
     **Outbreaks that do not take off.** The paper throws away simulations whose mean infected count over time is below
@@ -46,13 +46,16 @@ class StochasticEpidemic(DesignSimulator):
 
     Args:
         prior: Distribution of theta, event shape (2,); the normal above if None.
-        time_step: Spacing of the grid in days; it must divide 100.
+        dt: Spacing of the grid in days; it must divide 100.
         population: Number N of people.
         initially_infected: Number of those infected at time 0.
         min_mean_infected: Mean infected count over time below which a path is drawn again; 0 to keep every path.
 
+    Attributes:
+        num_steps: Steps of a path.
+
     Raises:
-        ValueError: If the prior is not over two parameters, `time_step` does not divide 100, or a number is out of
+        ValueError: If the prior is not over two parameters, `dt` does not divide 100, or a number is out of
             range.
 
     Example:
@@ -69,16 +72,16 @@ class StochasticEpidemic(DesignSimulator):
     def __init__(
         self,
         prior: Distribution | None = None,
-        time_step: float = 0.25,
+        dt: float = 0.25,
         *,
         population: int = 500,
         initially_infected: int = 2,
         min_mean_infected: float = 1.0,
     ):
-        self.num_steps = round(_DURATION / time_step) if time_step > 0 else 0
-        if self.num_steps == 0 or not math.isclose(self.num_steps * time_step, _DURATION, rel_tol=1e-6):
-            raise ValueError(f"time_step must divide {_DURATION:g} days, got {time_step}.")
-        self.time_step = _DURATION / self.num_steps
+        self.num_steps = round(_DURATION / dt) if dt > 0 else 0
+        if self.num_steps == 0 or not math.isclose(self.num_steps * dt, _DURATION, rel_tol=1e-6):
+            raise ValueError(f"dt must divide {_DURATION:g} days, got {dt}.")
+        self.dt = _DURATION / self.num_steps
         self.population = check_count(population, "population")
         self.initially_infected = check_count(initially_infected, "initially_infected")
         if initially_infected > population:
@@ -116,7 +119,7 @@ class StochasticEpidemic(DesignSimulator):
 
     def _draw(self, theta: Tensor) -> Tensor:
         """Paths (num_steps + 1, B) for theta (B, 2), unconditionally, by the Euler–Maruyama scheme."""
-        beta, gamma = (theta.exp() * self.time_step).unbind(-1)
+        beta, gamma = (theta.exp() * self.dt).unbind(-1)
         noise = torch.randn(self.num_steps, 2, len(theta), dtype=theta.dtype, device=theta.device)
         path = theta.new_empty(self.num_steps + 1, len(theta))
         path[0] = self.initially_infected
@@ -139,7 +142,7 @@ class StochasticEpidemic(DesignSimulator):
     def _count(self, theta: Tensor, design: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
         """I on the path (..., num_steps + 1) at a time (..., 1), by linear interpolation, and the path as it was."""
         batch_shape = torch.broadcast_shapes(theta.shape[:-1], design.shape[:-1], path.shape[:-1])
-        place = design.expand(*batch_shape, 1) / self.time_step
+        place = design.expand(*batch_shape, 1) / self.dt
         left = place.detach().floor().clamp(0, self.num_steps - 1).long()
         on_grid = path.expand(*batch_shape, -1)
         before, after = on_grid.gather(-1, left).to(design), on_grid.gather(-1, left + 1).to(design)

@@ -17,10 +17,10 @@ import math
 import torch
 from torch import Tensor
 
-from ..utils.checks import check_count
+from ..utils.checks import check_count, check_positive
 from ..utils.seeding import seeded
 
-__all__ = ["CosineSeries", "RandomFeatures", "check_smoothness"]
+__all__ = ["CosineSeries", "RandomFeatures"]
 
 _CONSTANT = 1 / 3  # share of a function's prior variance that is in its constant
 
@@ -58,7 +58,7 @@ class CosineSeries:
     def sd(self, smoothness: float, scale: float) -> Tensor:
         """Prior sd of the coefficients, (m,), float64; `scale` is the sd of f(x), a third of its variance constant."""
         length = self.indices.double().norm(dim=-1)[1:]
-        decay = length ** -(check_smoothness(smoothness) + self.covariate_dim / 2)
+        decay = length ** -(check_positive(smoothness, "smoothness") + self.covariate_dim / 2)
         return _share_out(decay, scale)
 
 
@@ -78,7 +78,7 @@ class RandomFeatures:
     def __init__(self, covariate_dim: int, num_functions: int, smoothness: float, seed: int = 0):
         self.covariate_dim = check_count(covariate_dim, "covariate_dim")
         num_random = check_count(num_functions, "num_functions", covariate_dim + 2) - covariate_dim - 1
-        freedom = 2 * check_smoothness(smoothness)
+        freedom = 2 * check_positive(smoothness, "smoothness")
         with seeded(seed):
             normal = torch.randn(num_random, covariate_dim, dtype=torch.float64)
             spread = torch.distributions.Chi2(torch.tensor(freedom, dtype=torch.float64)).sample((num_random, 1))
@@ -100,13 +100,6 @@ class RandomFeatures:
         linear, waves = torch.ones(self.covariate_dim), torch.ones(len(self.phase))
         parts = [linear / math.sqrt(len(linear)), waves / math.sqrt(len(waves))]
         return _share_out(torch.cat(parts).double(), scale)
-
-
-def check_smoothness(smoothness: float) -> float:
-    """Return a smoothness as a float; a ValueError if it is not positive and finite."""
-    if not (smoothness > 0 and math.isfinite(smoothness)):
-        raise ValueError(f"smoothness must be positive, got {smoothness}.")
-    return float(smoothness)
 
 
 def _share_out(decay: Tensor, scale: float) -> Tensor:

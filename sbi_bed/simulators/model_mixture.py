@@ -37,6 +37,9 @@ class ModelMixture(DesignSimulator):
         simulators: The models, which share design space and outcome space.
         model_prior: Positive weights (J,) of the models; equal ones if None.
 
+    Attributes:
+        log_model_prior: Logs of the prior probabilities of the models, (J,).
+
     Raises:
         ValueError: If there are no models, they differ in design space or outcome space, have hidden states, or the prior
             is not over them.

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, HalfNormal, Independent
 
-from ..utils.checks import check_count
+from ..utils.checks import check_count, check_positive
 from .model_family import ModelFamily, check_packed, check_share_missing, check_size, draw_sizes, pack_present
 
 __all__ = ["NestedNormal", "SizeStatistics", "size_statistics"]
@@ -72,9 +72,7 @@ class NestedNormal(ModelFamily):
         self.num_groups = check_size(num_groups, "num_groups")
         self.num_observations = check_size(num_observations, "num_observations")
         self.missing = check_share_missing(missing)
-        if not 0 < mean_variance < math.inf:
-            raise ValueError(f"mean_variance must be positive, got {mean_variance}.")
-        self.mean_variance = float(mean_variance)
+        self.mean_variance = check_positive(mean_variance, "mean_variance")
         self.num_nodes = check_count(num_nodes, "num_nodes", 8)
         self.x_shape = (self.num_groups[1], self.num_observations[1], 2)
 

@@ -15,14 +15,13 @@ mean of 5.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Exponential, Gamma, Independent, LogNormal
 
-from ..utils.checks import as_finite_tensor, check_count
+from ..utils.checks import as_finite_tensor, check_count, check_positive
 from .joint_distribution import JointDistribution
 
 __all__ = ["CovidOutbreak"]
@@ -54,9 +53,7 @@ class CovidOutbreak:
 
     def __init__(self, num_days: int = 14, population: float = 83e6):
         self.num_days = check_count(num_days, "num_days")
-        if not 0 < population < math.inf:
-            raise ValueError(f"population must be positive, got {population}.")
-        self.population = float(population)
+        self.population = check_positive(population, "population")
         rates = LogNormal(torch.tensor([0.4, 1 / 8, 8.0]).log(), torch.tensor([0.5, 0.2, 0.2]))
         first, noise = Gamma(torch.tensor([2.0]), torch.tensor([1 / 20])), Exponential(torch.tensor([1 / 5]))
         self.prior = JointDistribution([Independent(part, 1) for part in (rates, first, noise)])

@@ -40,7 +40,7 @@ class Population:
 
     Args:
         simulator: The experiment of one person; its parameters must be continuous.
-        num_people: Number of people, or (low, high): then drawn for each population, padded to `high`.
+        num_persons: Number of people, or (low, high): then drawn for each population, padded to `high`.
         num_trials: Trials of each person, or (low, high): then drawn for each person.
         policy: Policy, or callable history → design, of every person; designs at random if None.
 
@@ -48,6 +48,7 @@ class Population:
         prior: Hyper-prior of φ (2 P,), which sbi takes: means m and then log sds log s, in unconstrained coordinates.
         names: Names of φ's values.
         x_shape: Shape of one packed population.
+        transform: Map from a person's theta to unconstrained coordinates, in which people are normal.
 
     Raises:
         TypeError: If `simulator` is no `DesignSimulator`.
@@ -55,7 +56,7 @@ class Population:
 
     Example:
         >>> from sbi_bed.simulators import BayesianActor, OptimalActor, QuadraticCost
-        >>> population = Population(BayesianActor(OptimalActor(QuadraticCost())), num_people=5, num_trials=20)
+        >>> population = Population(BayesianActor(OptimalActor(QuadraticCost())), num_persons=5, num_trials=20)
         >>> phi, x = population.sample(3, seed=0)
         >>> phi.shape, x.shape
         (torch.Size([3, 6]), torch.Size([3, 5, 20, 3]))
@@ -66,14 +67,14 @@ class Population:
     def __init__(
         self,
         simulator: DesignSimulator,
-        num_people: int | tuple[int, int] = 20,
+        num_persons: int | tuple[int, int] = 20,
         num_trials: int | tuple[int, int] = 60,
         policy: Any = None,
     ):
         if not isinstance(simulator, DesignSimulator):
             raise TypeError(f"a population needs the DesignSimulator of one person, got {simulator!r}.")
         self.simulator = simulator
-        self.num_people, self.num_trials = check_size(num_people, "num_people"), check_size(num_trials, "num_trials")
+        self.num_persons, self.num_trials = check_size(num_persons, "num_persons"), check_size(num_trials, "num_trials")
         self.transform = to_unconstrained(simulator.prior)
         free = self.transform(quasi_random_draws(simulator.prior, _NUM_DRAWS))
         centre, spread = free.mean(0), free.std(0)
@@ -81,7 +82,7 @@ class Population:
         self.prior = Independent(Normal(loc, torch.cat([spread, torch.full_like(spread, _SPREAD_OF_SD)])), 1)
         names = getattr(simulator, "parameter_names", [f"theta_{k + 1}" for k in range(simulator.theta_dim)])
         self.names = (*(f"mean of {name}" for name in names), *(f"log sd of {name}" for name in names))
-        self.x_shape = (self.num_people[1], self.num_trials[1], simulator.design_dim + simulator.outcome_dim + 1)
+        self.x_shape = (self.num_persons[1], self.num_trials[1], simulator.design_dim + simulator.outcome_dim + 1)
         low, horizon = self.num_trials
         policy = self._at_random if policy is None else policy
         self._experiment = PolicySimulator(simulator, policy, horizon, None if low == horizon else low)
@@ -98,11 +99,11 @@ class Population:
 
     def __call__(self, phi: Tensor) -> Tensor:
         """Data x (num, *x_shape) of populations φ (num, 2 P)."""
-        return self.measure(self.people(phi, self.num_people[1]))
+        return self.measure(self.people(phi, self.num_persons[1]))
 
     @torch.no_grad()
-    def people(self, phi: Any, num_people: int) -> Tensor:
-        """Parameters theta (num, num_people, P) of people of populations φ (num, 2 P).
+    def people(self, phi: Any, num_persons: int) -> Tensor:
+        """Parameters theta (num, num_persons, P) of people of populations φ (num, 2 P).
 
         Raises:
             ValueError: If φ has another shape, or is not finite.
@@ -111,17 +112,17 @@ class Population:
         if phi.ndim != 2:
             raise ValueError(f"phi must have shape (num, {2 * self.simulator.theta_dim}), got {tuple(phi.shape)}.")
         mean, log_sd = phi.unsqueeze(1).chunk(2, -1)
-        free = mean + log_sd.exp() * torch.randn(len(phi), num_people, self.simulator.theta_dim)
+        free = mean + log_sd.exp() * torch.randn(len(phi), num_persons, self.simulator.theta_dim)
         return self.transform.inv(free.flatten(0, 1)).reshape(free.shape)
 
     @torch.no_grad()
     def measure(self, theta: Tensor) -> Tensor:
         """Data x (num, people, trials, D + O + 1) of people theta (num, people, P).
 
-        Where `num_people` is a range, a number is drawn from it for each population, and people beyond it are padding.
+        Where `num_persons` is a range, a number is drawn from it for each population, and people beyond it are padding.
         """
         x = self._experiment(theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
-        there = torch.arange(theta.shape[1]) < draw_sizes(self.num_people, len(theta)).unsqueeze(-1)
+        there = torch.arange(theta.shape[1]) < draw_sizes(self.num_persons, len(theta)).unsqueeze(-1)
         return pack_present(x[..., :-1], (x[..., -1] > 0) & there.unsqueeze(-1))
 
     def summary_of(self, phi: Tensor) -> dict[str, Tensor]:

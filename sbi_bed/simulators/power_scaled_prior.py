@@ -87,6 +87,7 @@ class PowerScaledPrior:
     Attributes:
         num_gammas: Number K of powers.
         prior: The distribution at γ = 1.
+        event_shape: Shape (P,) of theta.
 
     Raises:
         TypeError: If the prior, or a part of it, has a power that is not known (and may not be computed numerically).

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Uniform, constraints
 
+from ..utils.checks import check_positive
 from .actor_costs import ActorCost
 from .base import DesignSimulator
 from .perception import Perception
@@ -50,9 +51,7 @@ class ReachingCost(ActorCost):
     action_dim = 2
 
     def __init__(self, separation: float = 1.5, penalty: Distribution | None = None):
-        if not (separation > 0 and math.isfinite(separation)):
-            raise ValueError(f"separation must be positive, got {separation}.")
-        self.separation = float(separation)
+        self.separation = check_positive(separation, "separation")
         self.parameters = {"penalty": penalty or Uniform(0.0, 5.0)}
 
     def __call__(self, response: Tensor, state: Tensor, penalty: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ class RecognitionMemory(ModelFamily):
         signal_detection: The first model; with the priors of the source if None.
         multinomial_tree: The second model; with the priors of the source if None.
 
+    Attributes:
+        kinds: The two models, `SignalDetection` and `MultinomialTree`.
+
     Raises:
         ValueError: If a size or a share is out of range.
 

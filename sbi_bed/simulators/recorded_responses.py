@@ -104,6 +104,13 @@ def pack_responses(
     Raises:
         TypeError: If `people` are no recorded responses.
         ValueError: If there is nobody, or somebody has more trials than `horizon`.
+
+    Example:
+        >>> ann = RecordedResponses("ann", torch.tensor([[1.0], [3.0]]), torch.tensor([[1.1], [2.6]]))
+        >>> bob = RecordedResponses("bob", torch.tensor([[2.0]]), torch.tensor([[1.7]]))
+        >>> pack_responses([ann, bob])[1]  # one trial of Bob's, and padding
+        tensor([[2.0000, 1.7000, 1.0000],
+                [0.0000, 0.0000, 0.0000]])
     """
     everybody: list[Any] = list(people.values() if isinstance(people, Mapping) else people)
     if not everybody:

@@ -32,6 +32,9 @@ class SignalDetection:
         spacing: Distances of quadrature nodes in μ and in log σ; the default is for up to about 25 persons of 25 + 25
             words, where halving it changes log-evidences by less than 1e-6; for n times as much data divide it by √n.
 
+    Attributes:
+        means: Prior means of μ_h and μ_f.
+
     Example:
         >>> hits, false_alarms = SignalDetection().sample_rates(num=8, num_persons=25)
         >>> hits.shape, false_alarms.shape

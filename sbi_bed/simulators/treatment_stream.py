@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..utils.checks import check_count
+from ..utils.checks import check_count, check_positive
 from ..utils.quasi_random import quasi_random_draws
 from ..utils.seeding import seeded
-from .function_basis import CosineSeries, check_smoothness
+from .function_basis import CosineSeries
 from .treatment_problem import TreatmentProblem, binary_outcomes
 
 __all__ = ["StreamRollout", "TreatmentStream", "assign_stream", "assign_units"]
@@ -33,6 +33,9 @@ class TreatmentStream:
         log_variance_scale: Prior sd of log σ_a²(x).
         outcome: "normal"; "binary": outcomes 0 and 1 of probability 1 / (1 + exp(−f_a(x))), whose variances follow from
             it; or your own simulator, means and variances (*batch, n, 2) -> outcomes with these in both arms.
+
+    Attributes:
+        basis: Functions that f_a and log σ_a² are series of.
 
     Raises:
         ValueError: If a smoothness or scale is not positive, or the outcome is none of these.
@@ -56,14 +59,13 @@ class TreatmentStream:
         classes = [smoothness] if isinstance(smoothness, (int, float)) else list(smoothness)
         if not classes:
             raise ValueError("smoothness must be a number or several, got none.")
-        self.smoothness = tuple(check_smoothness(alpha) for alpha in classes)
+        self.smoothness = tuple(check_positive(alpha, "smoothness") for alpha in classes)
         self.basis = CosineSeries(covariate_dim, num_functions)
-        for name, scale in (("mean_scale", mean_scale), ("log_variance_scale", log_variance_scale)):
-            if not scale > 0:
-                raise ValueError(f"{name} must be positive, got {scale}.")
+        self.mean_scale = check_positive(mean_scale, "mean_scale")
+        self.log_variance_scale = check_positive(log_variance_scale, "log_variance_scale")
         if not (outcome in ("normal", "binary") or callable(outcome)):
             raise ValueError(f"outcome must be 'normal', 'binary' or a simulator of outcomes, got {outcome!r}.")
-        self.mean_scale, self.log_variance_scale, self.outcome = float(mean_scale), float(log_variance_scale), outcome
+        self.outcome = outcome
         uniform = torch.distributions.Uniform(torch.zeros(covariate_dim).double(), torch.ones(covariate_dim).double())
         if covariate_dim == 1:
             self._nodes = (torch.arange(512).double().unsqueeze(-1) + 0.5) / 512  # exact for cosines to k = 511

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_finite_tensor", "check_count"]
+__all__ = ["as_finite_tensor", "check_count", "check_positive"]
 
 
 def as_finite_tensor(value: Any, name: str, last_dim: int | None = None) -> Tensor:
@@ -50,3 +51,14 @@ def check_count(value: Any, name: str, minimum: int = 1) -> int:
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}.")
     return int(value)
+
+
+def check_positive(value: Any, name: str) -> float:
+    """Return `value` as a float, positive and finite; a `ValueError` or `TypeError` otherwise."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as err:
+        raise TypeError(f"{name} must be a number, got {value!r}.") from err
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be {'finite' if number == math.inf else 'positive'}, got {value}.")
+    return number

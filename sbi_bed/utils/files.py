@@ -16,6 +16,8 @@ from .._version import __version__
 
 __all__ = ["load_file", "rebuilding", "save_file", "write_atomically"]
 
+_FOLDER = 0x10  # attribute of a zip record: torch reads no bytes of a folder, and leaves in memory what was there
+
 
 def write_atomically(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` so that a crash leaves the old file or the new one, never half of one."""
@@ -90,4 +92,5 @@ def _damaged_record(data: bytes) -> str | None:
         packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
         if packed or sum(record.file_size for record in records) > len(data):  # so that none can swell without bound
             raise ValueError("it is packed.")
-        return file.testzip()
+        folders = [record.filename for record in records if record.external_attr & _FOLDER]
+        return folders[0] if folders else file.testzip()

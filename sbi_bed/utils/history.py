@@ -21,6 +21,7 @@ __all__ = [
     "empty_history",
     "pack_history",
     "split_history",
+    "trials_before",
     "unpack_history",
 ]
 
@@ -109,6 +110,24 @@ def check_history(history: Tensor, design_dim: int, outcome_dim: int) -> Tensor:
     if (mask[..., 1:] > mask[..., :-1]).any():
         raise ValueError("the trials of a history must come first and its padding last.")
     return history
+
+
+def trials_before(history: Tensor | None, horizon: int, design_dim: int, outcome_dim: int) -> tuple[Tensor | None, int]:
+    """The trials already done, (n, D + O + 1) without padding, or None; and how many of `horizon` remain.
+
+    Raises:
+        ValueError: If `history` is not that of one experiment, or none remains.
+    """
+    remaining = check_count(horizon, "horizon")
+    if history is not None:
+        history = check_history(history, design_dim, outcome_dim)
+        if history.ndim != 2:
+            raise ValueError(f"history must be that of one experiment, (n, D + O + 1), got {tuple(history.shape)}.")
+        history = history[: int(history[:, -1].sum())]
+        remaining -= len(history)
+        if remaining < 1:
+            raise ValueError(f"no trial remains of a horizon of {horizon}.")
+    return history, remaining
 
 
 def split_history(history: Tensor, design_dim: int) -> tuple[Tensor, Tensor, Tensor]:

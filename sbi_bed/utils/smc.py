@@ -25,7 +25,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ParticleBelief", "assimilate", "effective_sample_size", "rejuvenate"]
+from .transforms import rowwise
+
+__all__ = ["ParticleBelief", "assimilate", "effective_sample_size", "rejuvenate", "sample_populations"]
 
 # The least temperature step, so that no likelihood can stall the ladder.
 _FIRST_STEP, _STEP_GROWTH = 1e-8, 1.3
@@ -158,11 +160,41 @@ def rejuvenate(
     belief: ParticleBelief, log_target: Callable[[Tensor], Tensor], transform: Any, num_moves: int = 8
 ) -> ParticleBelief:
     """Move the particles of a belief in exp(log_target) by Metropolis moves that leave it unchanged."""
+    return belief._replace(theta=sample_populations(belief, log_target, transform, num_moves, num_moves)[-1])
+
+
+@torch.no_grad()
+def sample_populations(
+    belief: ParticleBelief, log_target: Callable[[Tensor], Tensor], transform: Any, num_moves: int, thin: int = 1
+) -> Tensor:
+    """Draws from exp(log_target) by the same Metropolis moves of equally weighted particles.
+
+    Args:
+        belief: Particles (*batch, N, P) that start in exp(log_target), or near; they are left as they are.
+        log_target: Callable theta (*batch, N, P) -> (*batch, N), any number N of particles.
+        transform: As for `assimilate`.
+        num_moves: Moves of every particle.
+        thin: Moves between draws that are kept.
+
+    Returns:
+        Draws (num_moves // thin, *batch, N, P).
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> identity = torch.distributions.transforms.IndependentTransform(torch.distributions.identity_transform, 1)
+        >>> belief = ParticleBelief.from_samples(torch.randn(3, 64, 1))  # three populations
+        >>> draws = sample_populations(belief, lambda theta: -0.5 * theta.square().sum(-1), identity, 100, thin=10)
+        >>> draws.shape
+        torch.Size([10, 3, 64, 1])
+    """
     cloud = _Cloud(belief.theta.clone(), log_target, lambda theta: torch.zeros_like(theta[..., 0]), transform)
     cloud.check()
-    for _ in range(num_moves):
+    draws = []
+    for done in range(1, num_moves + 1):
         cloud.move(torch.zeros_like(belief.log_evidence))
-    return belief._replace(theta=cloud.theta)
+        if done % thin == 0:
+            draws.append(cloud.theta.clone())
+    return torch.stack(draws)
 
 
 class _Cloud:
@@ -170,7 +202,7 @@ class _Cloud:
 
     def __init__(self, theta: Tensor, log_target: Any, log_likelihood: Any, transform: Any):
         self._densities, self._transform = (log_target, log_likelihood), transform
-        self.free = torch.nan_to_num(_rowwise(transform, theta), nan=0.0, posinf=30.0, neginf=-30.0)
+        self.free = torch.nan_to_num(rowwise(transform, theta), nan=0.0, posinf=30.0, neginf=-30.0)
         self.theta = theta
         self.log_target, self.log_likelihood = self._evaluate(theta, self.free)
 
@@ -188,7 +220,7 @@ class _Cloud:
             raise ValueError(f"the log-likelihood must be finite or -inf, got {value} at theta {theta}.")
 
     def _evaluate(self, theta: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-        jacobian = _rowwise(self._transform.log_abs_det_jacobian, theta, free)
+        jacobian = rowwise(self._transform.log_abs_det_jacobian, theta, free)
         log_target, log_likelihood = (density(theta).double() for density in self._densities)
         return log_target - jacobian, log_likelihood
 
@@ -226,7 +258,7 @@ class _Cloud:
         ):
             free = self.free[..., active, :]
             free = free + _jumps(self.free[..., other, :], free.shape[-2])
-            theta = _rowwise(self._transform.inv, free)
+            theta = rowwise(self._transform.inv, free)
             log_target, log_likelihood = self._evaluate(theta, free)
             gain = log_target - self.log_target[..., active]
             gain = gain + _times(temperature.unsqueeze(-1), log_likelihood)
@@ -300,9 +332,3 @@ def _systematic(log_weights: Tensor, num: int) -> Tensor:
     points = (torch.arange(num, device=log_weights.device) + start) / num * edges[..., -1:]
     index = torch.searchsorted(edges, points, right=True).clamp_max(log_weights.shape[-1] - 1)
     return index[..., torch.randperm(num, device=log_weights.device)]
-
-
-def _rowwise(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
-    """Apply a function of rows (M, P) to tensors (*batch, N, P)."""
-    result = function(*(value.reshape(-1, value.shape[-1]) for value in values))
-    return result.reshape(*values[0].shape[:-1], *result.shape[1:])

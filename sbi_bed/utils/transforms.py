@@ -1,14 +1,16 @@
-"""Unconstrained coordinates of parameters."""
+"""Unconstrained coordinates of parameters, and functions of rows on batches."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from torch.distributions import Distribution
 
 from .seeding import seeded
 
-__all__ = ["to_unconstrained"]
+__all__ = ["rowwise", "to_unconstrained"]
 
 
 def to_unconstrained(prior: Distribution) -> Any:
@@ -26,3 +28,9 @@ def to_unconstrained(prior: Distribution) -> Any:
 
     with seeded(0):
         return mcmc_transform(prior)
+
+
+def rowwise(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+    """Apply a function of rows (M, P), as sbi's transforms are, to tensors (*batch, N, P)."""
+    result = function(*(value.reshape(-1, value.shape[-1]) for value in values))
+    return result.reshape(*values[0].shape[:-1], *result.shape[1:])

@@ -39,7 +39,7 @@ COSTS = [
     PinballCost(),
     QuadraticEffortCost(),
     AsymmetricQuadraticCost(),
-    pytest.param(AbsoluteEffortCost(), marks=pytest.mark.xfail(reason="chains of 60 of 100 people do not agree")),
+    AbsoluteEffortCost(),
     InvertedGaussianCost(),
 ]
 
@@ -74,7 +74,7 @@ def test_one_person_by_mcmc():
     text = f"means off by {as_text(shift[0])} sd, sds {as_text(ratio[0])} of exact, effective draws "
     text += f"{as_text(found.effective_sample_size[0])}, {seconds:.1f} CPU s; slice sampling: means off by "
     text += f"{as_text((slices.mean(0) - mean[0]) / sd[0])} sd, {slice_seconds:.1f} CPU s"
-    report("one person, 60 trials, by HMC", text, f"{COMMAND} one_person")
+    report("one person, 60 trials, by populations of particles", text, f"{COMMAND} one_person")
     assert shift.abs().max() < 0.15 and (ratio - 1).abs().max() < 0.1
     assert (found.effective_sample_size > 400).all() and seconds < 20
 
@@ -89,9 +89,9 @@ def test_hundred_people_by_mcmc():
         seconds = time.process_time() - start
         size = found.effective_sample_size.amin(-1)
         text = f"{seconds:.1f} CPU s; effective draws of the worst parameter: median {size.median():.0f}, least "
-        text += f"{size.min():.0f}; largest R-hat {found.rhat.max():.3f}; {int(found.divergences.sum())} divergences"
-        report(f"100 people, 60 trials, {cost.name}, by HMC", text, f"{COMMAND} hundred")
-        assert seconds < 120
+        text += f"{size.min():.0f}; largest R-hat {found.rhat.max():.3f}"
+        report(f"100 people, 60 trials, {cost.name}", text, f"{COMMAND} hundred")
+        assert seconds < 120 and found.rhat.max() < 1.05
 
 
 @pytest.mark.parametrize("cost", COSTS, ids=lambda cost: cost.name)
@@ -103,9 +103,8 @@ def test_recovery(cost):
     people = simulator = BayesianActor(OptimalActor(cost))
     settings = {}
     if not people.power_law:
-        settings = {"num_chains": 2, "num_warmup": 200, "num_samples": 250}
-        actor = ActorTrainer(cost, show_progress_bars=False).train(num_steps=5000, seed=0)
-        simulator = BayesianActor(actor, num_nodes=3)
+        settings = {"num_particles": 128, "num_moves": 150}  # posteriors with several modes and plateaus
+        simulator = BayesianActor(ActorTrainer(cost, show_progress_bars=False).train(num_steps=5000, seed=0))
     torch.manual_seed(3)
     theta = simulator.prior.sample((100,))
     x = observe(people, theta.unsqueeze(1), 100, 60)

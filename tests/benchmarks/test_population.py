@@ -42,7 +42,7 @@ def trained(population, num_simulations, num_epochs):
 
 def test_population_by_npe():
     """Fresh populations: R² and coverage of 90 % intervals, and ranks of the truth among draws, uniform if calibrated."""
-    population = Population(BayesianActor(OptimalActor(QuadraticCost())), num_people=20, num_trials=60)
+    population = Population(BayesianActor(OptimalActor(QuadraticCost())), num_persons=20, num_trials=60)
     start = time.process_time()
     posterior = trained(population, 15_000, 8)
     seconds = time.process_time() - start

@@ -32,9 +32,7 @@ def test_ridge_of_quadratic_cost_with_effort():
     simulator = BayesianActor(OptimalActor(QuadraticEffortCost()))
     torch.manual_seed(0)
     stimuli = simulator.design_space.sample((2, 60))
-    posterior = many_posteriors(
-        simulator, pack_history(stimuli, simulator(THETA, stimuli)), seed=0, num_warmup=300, num_samples=200
-    )
+    posterior = many_posteriors(simulator, pack_history(stimuli, simulator(THETA, stimuli)), seed=0)
     report = identifiability(posterior.theta[:, 0], simulator.prior.sample((4000,)), simulator.parameter_names)
     assert report.correlation[1, 3] < -0.8
     weight = 0.5  # σ_0 = σ
@@ -70,9 +68,7 @@ def test_designed_noise_levels_resolve_prior_and_cost():
     assert set(found.designs[:, 1].tolist()) >= {grid[0, 1].item(), grid[2, 1].item()}  # extremes of noise
     torch.manual_seed(0)
     designs = torch.stack([found.designs, torch.cat([torch.rand(60, 1) * 6.9 + 0.1, torch.full((60, 1), 0.2)], -1)])
-    posterior = many_posteriors(
-        simulator, pack_history(designs, simulator(THETA, designs)), num_samples=150, num_warmup=200, seed=0
-    )
+    posterior = many_posteriors(simulator, pack_history(designs, simulator(THETA, designs)), seed=0)
     assert posterior.stddev[0, 1] < 0.5 * posterior.stddev[1, 1]
 
 

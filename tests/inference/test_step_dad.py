@@ -228,7 +228,7 @@ def test_a_live_run_has_a_budget_too(location, tmp_path):
 
 def test_an_epidemic_is_refined_with_npe():
     """Counts on one path, no likelihood, increasing times: sbi's NPE is the posterior, and the path is replayed."""
-    simulator, horizon = StochasticEpidemic(time_step=1.0), 3
+    simulator, horizon = StochasticEpidemic(dt=1.0), 3
     torch.manual_seed(0)
     trainer = DAD(simulator, horizon, TransformerPolicy(simulator, horizon, 16), show_progress_bars=False)
     policy = trainer.train(60, 128, learning_rate=3e-3, seed=0)

@@ -89,6 +89,23 @@ def test_nodes_agree_with_the_power_law():
     assert not simulator.power_law and error.abs().max() < 1e-6
 
 
+def test_tabulated_actions_change_nothing():
+    """Sixty trials of one person ask for a table of actions, a trial by itself does not; in value and gradient."""
+    simulator = BayesianActor(OptimalActor(AbsoluteEffortCost()), fixed={"sigma": 0.2})
+    torch.manual_seed(0)
+    theta = simulator.prior.sample((20, 1)).double().requires_grad_()
+    design = simulator.design_space.sample((20, 60)).double()
+    response = simulator(theta.detach(), design)
+    together = simulator.log_likelihood(theta, design, response)
+    alone = simulator.log_likelihood(theta.expand(20, 60, 4), design, response)
+    error = (together - alone).abs()
+    assert error.max() < 0.002 and error.mean() < 2e-5
+    assert not torch.equal(together, alone)  # there was a table
+    weight = torch.randn(20, 60).double()
+    (one,), (other,) = (torch.autograd.grad((weight * value).sum(), theta) for value in (together, alone))
+    assert ((one - other).abs() / other.abs().clamp_min(1.0)).max() < 0.01
+
+
 def test_density_under_normal_perception():
     perception = NormalPerception(stimulus=(-2.0, 2.0), mu_0=(-2.0, 2.0))
     simulator = BayesianActor(OptimalActor(QuadraticCost(), perception), fixed={"sigma": 0.3})

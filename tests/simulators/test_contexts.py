@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import LinearGaussianData
 from sbi.utils import BoxUniform
 from scipy import stats
@@ -46,6 +48,44 @@ def test_names_and_vectors():
     assert contexts.vector(gamma=[0.5, 2.0], upper=2, simulator="c").tolist() == [0.5, 2.0, 2.0, 0.0, 0.0, 1.0]
     again = Contexts.from_description(contexts.description())
     assert again.parts == contexts.parts
+
+
+@st.composite
+def contexts_of_parts(draw):
+    """Contexts of any parts, gamma first where there is one."""
+    ranges, parts = {LogUniform: st.floats(2**-10, 10, width=32), UniformRange: st.floats(-100, 100, width=32)}, {}
+    for name in draw(st.sampled_from([["gamma", "a", "b"], ["a", "gap in name"], ["gamma"], ["b"]])):
+        kind = LogUniform if name == "gamma" else draw(st.sampled_from([LogUniform, UniformRange, Choice]))
+        if kind is Choice:
+            options = draw(st.lists(st.text(max_size=3), min_size=2, max_size=4, unique=True))
+            parts[name] = Choice(tuple(options))
+        else:
+            low = draw(ranges[kind])
+            parts[name] = kind(low, low + draw(st.floats(2**-6, 10, width=32)), draw(st.integers(1, 3)))
+    return Contexts(**parts)
+
+
+@given(contexts_of_parts(), st.lists(st.integers(0, 3), max_size=2))
+@settings(max_examples=100, deadline=None)
+def test_any_contexts(contexts, shape):
+    """Draws lie inside; parts put together are the whole, by numbers and by names, and also after a description."""
+    drawn = contexts.sample(shape)
+    assert drawn.shape == (*shape, contexts.dim) == (*shape, len(contexts.columns))
+    again = Contexts.from_description(contexts.description())
+    assert torch.equal(again.check_inside(drawn), drawn) and again.columns == contexts.columns
+    parts = contexts.split(drawn)
+    assert torch.equal(torch.cat(list(parts.values()), -1), drawn)
+    for row in drawn.reshape(-1, contexts.dim)[:2]:
+        values = {
+            name: kind.options[int(part.argmax())] if isinstance(kind, Choice) else part
+            for (name, kind), part in zip(contexts.parts.items(), contexts.split(row).values(), strict=True)
+        }
+        assert torch.equal(contexts.vector(**values), row)
+        for column in range(contexts.dim):
+            spoiled = row.clone()
+            spoiled[column] += 1000
+            with pytest.raises(ValueError, match="lies outside"):
+                contexts.check_inside(spoiled)
 
 
 @pytest.mark.parametrize(

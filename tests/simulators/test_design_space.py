@@ -5,6 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from torch.distributions import constraints
 
@@ -55,6 +57,23 @@ def test_extreme_free_coordinates_stay_inside_in_float32_and_keep_a_gradient(nam
     assert torch.isfinite(gradient).all()
     assert (gradient[1:4].abs().sum(-1) > 0).all()
     assert torch.isfinite(space.standardize(design)).all()
+
+
+@given(
+    low=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=3),
+    width=st.floats(2**-6, 1e4, width=32),
+    free=st.floats(-100, 100, width=32),
+)
+@settings(max_examples=100, deadline=None)
+def test_any_interval_holds_whatever_a_policy_says(low, width, free):
+    low = torch.tensor(low)
+    space = DesignSpace(constraints.interval(low, low + width))
+    design = space.from_free(torch.full((len(low),), free))
+    assert space.contains(design) and torch.equal(space.check(design), design)
+    assert torch.isfinite(space.standardize(design)).all()
+    assert space.contains(space.sample((20,))).all()
+    for outside in (low - width, low + 2 * width):
+        assert not space.contains(outside)
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -22,7 +22,7 @@ def rates(beta, gamma, count):
 
 def test_a_large_population_follows_the_differential_equation():
     population, infected, beta, gamma = 10**7, 10**5, 0.5, 0.1
-    simulator = StochasticEpidemic(time_step=0.05, population=population, initially_infected=infected)
+    simulator = StochasticEpidemic(dt=0.05, population=population, initially_infected=infected)
     mean = simulator.start(rates(beta, gamma, 20)).double().mean(0)
 
     def slope(_, state):
@@ -37,7 +37,7 @@ def test_a_large_population_follows_the_differential_equation():
 
 def test_recoveries_scatter_as_they_should():
     """Without infections dI = −γI dt − √(γI) dW: mean I_0 e^(−γt), variance I_0 e^(−γt) (1 − e^(−γt))."""
-    simulator = StochasticEpidemic(initially_infected=400, time_step=0.05, **EVERY_PATH)
+    simulator = StochasticEpidemic(initially_infected=400, dt=0.05, **EVERY_PATH)
     infected = simulator.start(rates(1e-9, 0.1, 10_000))[:, 200].double()  # day 10
     left = math.exp(-1.0)
     assert float(infected.mean()) == pytest.approx(400 * left, rel=0.01)
@@ -46,7 +46,7 @@ def test_recoveries_scatter_as_they_should():
 
 def test_infections_scatter_as_they_should():
     """Among many, without recovery, dI = βI dt + √(βI) dW: mean I_0 e^(βt), variance I_0 e^(βt) (e^(βt) − 1)."""
-    simulator = StochasticEpidemic(population=10**7, initially_infected=1000, time_step=0.05)
+    simulator = StochasticEpidemic(population=10**7, initially_infected=1000, dt=0.05)
     infected = simulator.start(rates(0.2, 1e-9, 10_000))[:, 200].double()
     grown = math.exp(2.0)
     assert float(infected.mean()) == pytest.approx(1000 * grown, rel=0.02)
@@ -142,9 +142,9 @@ def test_precision_of_theta_and_default(dtype):
     ("arguments", "message"),
     [
         ({"prior": gaussian_prior(3)}, "must be over 2 values, got 3"),
-        ({"time_step": 0.3}, "time_step must divide 100 days, got 0.3"),
-        ({"time_step": -1.0}, "time_step must divide 100 days"),
-        ({"time_step": 300.0}, "time_step must divide 100 days"),
+        ({"dt": 0.3}, "dt must divide 100 days, got 0.3"),
+        ({"dt": -1.0}, "dt must divide 100 days"),
+        ({"dt": 300.0}, "dt must divide 100 days"),
         ({"population": 1}, "2 initially infected are more than the population, 1"),
         ({"min_mean_infected": -1.0}, "min_mean_infected must be finite and not negative"),
         ({"min_mean_infected": float("nan")}, "min_mean_infected must be finite"),

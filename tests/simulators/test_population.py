@@ -18,7 +18,7 @@ def simulator():
 
 @pytest.fixture(scope="module")
 def population(simulator):
-    return Population(simulator, num_people=(3, 8), num_trials=(10, 20))
+    return Population(simulator, num_persons=(3, 8), num_trials=(10, 20))
 
 
 def test_people_follow_the_population(population, simulator):
@@ -76,14 +76,14 @@ def test_order_and_padding_change_nothing(population, simulator):
 
 def test_any_experiment_has_a_population():
     simulator = HyperbolicDiscounting()
-    population = Population(simulator, num_people=4, num_trials=6)
+    population = Population(simulator, num_persons=4, num_trials=6)
     assert population.names == ("mean of theta_1", "mean of theta_2", "log sd of theta_1", "log sd of theta_2")
     _, x = population.sample(3, seed=0)
     assert PopulationEmbedding(HistoryEmbedding(simulator, 8, 8), 8)(x).shape == (3, 32)
 
 
 def test_recovers_populations_better_than_the_prior(simulator):
-    population = Population(simulator, num_people=12, num_trials=30)
+    population = Population(simulator, num_persons=12, num_trials=30)
     phi, x = population.sample(1200, seed=0)
     torch.manual_seed(0)
     net = PopulationEmbedding(ResponseEmbedding(simulator, 2, 4), 10, hidden_dim=32).fit_scale(x[:200])
@@ -99,8 +99,8 @@ def test_recovers_populations_better_than_the_prior(simulator):
 def test_refusals(population):
     with pytest.raises(TypeError, match="DesignSimulator of one person"):
         Population(QuadraticCost())
-    with pytest.raises(ValueError, match="num_people"):
-        Population(population.simulator, num_people=0)
+    with pytest.raises(ValueError, match="num_persons"):
+        Population(population.simulator, num_persons=0)
     with pytest.raises(ValueError, match=r"phi must have shape \(num, 6\)"):
         population(torch.zeros(6))
     with pytest.raises(ValueError, match="populations must have shape"):

@@ -65,6 +65,19 @@ def test_the_density_is_the_prior_to_a_power_up_to_a_constant(prior, log_gamma):
     assert scaled.sample((3,)).shape == (3, 2)
 
 
+@given(places=st.lists(st.integers(0, len(FAMILIES) - 1), min_size=1, max_size=3), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_power_of_a_power_is_the_power_of_the_product(places, data):
+    prior = PowerScaledPrior([FAMILIES[place] for place in places])
+    powers = st.lists(st.floats(0.7, 1.5), min_size=prior.num_gammas, max_size=prior.num_gammas)
+    first, second = torch.tensor(data.draw(powers)), torch.tensor(data.draw(powers))
+    theta = prior.prior.sample((20,))
+    twice = PowerScaledPrior(prior.condition(first)).condition(second).log_prob(theta)
+    torch.testing.assert_close(twice, prior.condition(first * second).log_prob(theta), rtol=1e-3, atol=1e-3)
+    batch = prior.condition(torch.stack([first, second])).log_prob(theta.unsqueeze(1).expand(-1, 2, -1))
+    torch.testing.assert_close(batch[:, 1], prior.condition(second).log_prob(theta), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("prior", FAMILIES, ids=lambda p: type(p.base_dist).__name__)
 @pytest.mark.parametrize("gamma", [0.6, 2.5])
 def test_the_density_integrates_to_one(prior, gamma):

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...simulators.base import DesignSimulator
-from ...simulators.rollout import as_sequential
 from ...utils.checks import as_finite_tensor, check_count
 from ...utils.seeding import seed_for, seeded
 from .journal import Journal, plain_to_tensor, tensor_to_plain
 from .limits import DesignLimits
+from .running_policy import RunningPolicy
 from .saved import SavedExperiment, plain_to_policy, policy_to_plain, restore_callables
 from .stopping import as_rule
 from .trials import Trials
@@ -101,10 +101,8 @@ class AdaptiveExperiment(SavedExperiment):
         self._entries: list[dict[str, Any]] = []
         self._adoptions: list[dict[str, Any]] = []
         self._pending: Tensor | None = None
-        self._state: Any = None
         self.stopped_because: str | None = None
-        self.policy = policy
-        self._sequential, self._dtype, self._device = self._fit(policy)
+        self.policy, self._running = policy, self._running_policy(policy)
         self._header = self._describe()
         self._journal = None if journal is None else Journal.create(journal, self._header)
 
@@ -227,13 +225,12 @@ class AdaptiveExperiment(SavedExperiment):
             policy: New policy, of a kind that `load` can restore from the first one.
             **details: Plain data about it, kept in `_adoptions` as {"num_trials": ..., **details}.
         """
-        fitted = None if policy is None else self._fit(policy)
+        running = None if policy is None else self._running_policy(policy)
         plain = None if policy is None else policy_to_plain(policy)
         self._write({"event": "policy", "num_trials": self.num_trials, "policy": plain, "details": details})
         self._adoptions.append({"num_trials": self.num_trials, **details})
-        if fitted is not None:
-            self.policy, self._sequential, self._dtype, self._device = policy, *fitted
-            self._state = self._pending = None
+        if running is not None:
+            self.policy, self._running, self._pending = policy, running, None
 
     # ---- inside
 
@@ -243,19 +240,8 @@ class AdaptiveExperiment(SavedExperiment):
         if self.num_experiments is not None and (self._rule is not None or self._limits.design_cost is not None):
             raise ValueError("costs, a budget and a stopping rule are for single experiments, without num_experiments.")
 
-    def _fit(self, policy: Any) -> tuple[Any, torch.dtype, torch.device]:
-        """The policy as a sequential one, with the dtype and device that it reads."""
-        sequential = as_sequential(policy, self.simulator)
-        trials = getattr(policy, "horizon", None)
-        if isinstance(trials, int) and trials < self.horizon:
-            raise ValueError(f"the policy was built for {trials} trials, the horizon is {self.horizon}.")
-        for name in ("design_dim", "outcome_dim"):
-            expected = getattr(self.simulator, name)
-            if getattr(policy, name, expected) != expected:
-                raise ValueError(f"the policy has {name} {getattr(policy, name)}, the simulator {expected}.")
-        weights = [p for p in policy.parameters() if p.is_floating_point()] if isinstance(policy, nn.Module) else []
-        like = weights[0] if weights else torch.zeros(())
-        return sequential, like.dtype, like.device
+    def _running_policy(self, policy: Any) -> RunningPolicy:
+        return RunningPolicy(policy, self.simulator, self.horizon, self._batch_shape, self.seed)
 
     def _describe(self) -> dict[str, Any]:
         rule = None if self._rule is None else self._rule.plain or {"rule": None, "reason": str(self._rule)}
@@ -314,28 +300,15 @@ class AdaptiveExperiment(SavedExperiment):
         if self.stopped_because is not None:
             self.close()
 
-    @torch.no_grad()
-    def _update(self, state: Any, trial: int) -> Any:
-        """State after trial number `trial` (from 0), given that before it; a fresh one for trial −1."""
-        with seeded(self.seed_for(f"update {trial}"), self._device):
-            if trial < 0:
-                return self._sequential.initial_state(self._batch_shape)
-            design, outcome = (x.to(self._device, self._dtype) for x in self._trials[trial])
-            return self._sequential.update(state, design, outcome)
-
     def _prepare(self) -> None:
         """Propose the next design, unless there is one already or the experiment is done."""
         if self._pending is not None or self.stopped_because is not None:
             return
         self._before_proposal()
-        if self._state is None:
-            state = None
-            for trial in range(-1, self.num_trials):
-                state = self._update(state, trial)
-            self._state = state
-        with torch.no_grad(), seeded(self.seed_for(f"design {self.num_trials}"), self._device):
+        state, device = self._running.state_after(self._trials), self._running.device
+        with torch.no_grad(), seeded(self.seed_for(f"design {self.num_trials}"), device):
             proposed = self._limits.choose(
-                self._sequential, self._state, self.designs, self._trials_so_far(), self.spent, self._device
+                self._running.policy, state, self.designs, self._trials_so_far(), self.spent, device
             )
         if isinstance(proposed, str):
             self._stop(proposed)
@@ -356,17 +329,16 @@ class AdaptiveExperiment(SavedExperiment):
             raise ValueError(f"{name} must have shape {(*self._batch_shape, dim)}, got {tuple(value.shape)}.")
         value = value.detach().cpu().clone()
         check(value)
-        check(value.to(self._dtype))
+        check(value.to(self._running.dtype))
         return value
 
     def _add_trial(self, design: Tensor, outcome: Tensor, cost: float | None) -> None:
         self._trials.add(design, outcome, cost)
-        state, self._state, self._pending = self._state, None, None
+        self._pending = None
         if self.num_trials == self.horizon:
             self.stopped_because = "horizon"
-        elif state is not None:
-            with contextlib.suppress(Exception):  # the trial is safe; next_design will raise the error again
-                self._state = self._update(state, self.num_trials - 1)
+        else:
+            self._running.take_up_last(self._trials)
 
     def _ask_rule(self) -> None:
         if self._rule is None or self.stopped_because is not None:
@@ -386,7 +358,7 @@ class AdaptiveExperiment(SavedExperiment):
 
     def _trials_so_far(self, length: int | None = None) -> Tensor:
         """The trials as the policy reads them, padded to `length` if given."""
-        return self._trials.history(self._dtype, length)
+        return self._trials.history(self._running.dtype, length)
 
 
 def _given(posterior: Any, history: Tensor) -> Any:

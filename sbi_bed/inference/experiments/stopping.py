@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ...utils.checks import as_finite_tensor, check_count
+from ...utils.checks import as_finite_tensor, check_count, check_positive
 from ...utils.seeding import seeded
 
 if TYPE_CHECKING:
@@ -145,8 +145,7 @@ def gain_below(level: float, num_trials: int = 1, num_samples: int = 512, sample
         >>> gain_below(0.05, num_trials=3) & after_trials(10)  # AdaptiveExperiment(..., stop_when=this)
         StoppingRule((gain below 0.05 nats per trial and after 10 trials))
     """
-    if not (level > 0 and math.isfinite(level)):
-        raise ValueError(f"level must be positive, got {level}.")
+    level = check_positive(level, "level")
     num_trials, num_samples = check_count(num_trials, "num_trials"), check_count(num_samples, "num_samples", 2)
     known: WeakKeyDictionary[Any, dict[int, float]] = WeakKeyDictionary()
 

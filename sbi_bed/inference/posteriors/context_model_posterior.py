@@ -25,14 +25,20 @@ class ContextModelPosterior:
         posterior: `ModelPosterior` of a `ModelComparison` whose x was packed with contexts, or an ensemble of them.
         contexts: What contexts were drawn from.
 
-    Example::
-
-        model_index, x, context = simulate_models_with_context(models, 40_000, contexts)
-        embedding = ContextEmbedding(x.shape[1:], contexts.dim, HierarchicalEmbedding(1), contexts.log_columns)
-        trainer = ModelComparison(2, embedding).append_simulations(model_index, pack_context(x, context))
-        trainer.train()
-        posterior = ContextModelPosterior(trainer.build_posterior(), contexts)
-        posterior.probs(x_o, context=[1.0])
+    Example:
+        >>> import torch
+        >>> from sbi_bed.inference import ModelPosterior
+        >>> from sbi_bed.neural_nets import ContextEmbedding, EvidenceClassifier
+        >>> from sbi_bed.simulators import LogUniform
+        >>> net = EvidenceClassifier(ContextEmbedding((4,), 1, log_columns=[True]), num_models=2, summary_dim=37)
+        >>> of_both = ModelPosterior(net, torch.tensor([0.5, 0.5]), (5,))  # as `ModelComparison` would train it
+        >>> posterior, x = ContextModelPosterior(of_both, Contexts(gamma=LogUniform(0.5, 2.0))), torch.randn(6, 4)
+        >>> bool(torch.allclose(posterior.probs(x, [1.5]), posterior.condition_on([1.5]).probs(x)))
+        True
+        >>> posterior.probs(x, [5.0])
+        Traceback (most recent call last):
+        ...
+        ValueError: gamma = 5 lies outside what the net was trained on, [0.5, 2]: ...
     """
 
     def __init__(self, posterior: Any, contexts: Contexts):

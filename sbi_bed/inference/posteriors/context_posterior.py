@@ -49,11 +49,20 @@ class ContextPosterior:
         event_shape: Shape of one data set.
         description: What the estimator was built from, as plain data.
 
-    Example::
+    Attributes:
+        default_x: Data that are meant where none are given, (1, *event), or None.
 
-        posterior = ContextNPE(prior).append_simulations(theta, x, context).train().build_posterior()
-        posterior.sample((1000,), x=x_o, context=[0.5, 0.5, 0.5])
-        posterior.condition_on([1.0, 1.0, 1.0]).set_default_x(x_o).map()
+    Example:
+        >>> from sbi_bed.inference import ContextNPE
+        >>> from sbi_bed.simulators import PowerScaledPrior, simulate_with_context
+        >>> prior = PowerScaledPrior(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
+        >>> theta, x, context = simulate_with_context(lambda theta: theta + torch.randn_like(theta), prior, 300, seed=0)
+        >>> trainer = ContextNPE(prior, show_progress_bars=False).append_simulations(theta, x, context)
+        >>> posterior = trainer.train(max_num_epochs=1, seed=0).build_posterior()
+        >>> posterior.sample((5,), x=x[0], context=[0.7, 1.0]).shape
+        torch.Size([5, 2])
+        >>> posterior.condition_on([0.7, 1.0]).set_default_x(x[0]).log_prob(torch.zeros(1, 2)).shape  # one of sbi's own
+        torch.Size([1])
     """
 
     def __init__(

@@ -213,6 +213,7 @@ class SMCPosterior(_HistoryPosterior):
     Attributes:
         belief: The particles.
         log_evidence: log p(h).
+        theta_transform: Map from theta to the unconstrained coordinates in which sbi samples.
 
     Example:
         >>> from sbi_bed.simulators import LocationFinding

@@ -1,9 +1,12 @@
-r"""Posteriors of many experiments at once, by Hamiltonian Monte Carlo over all of them side by side.
+r"""Posteriors of many experiments at once, by populations of particles that move side by side.
 
-Experiment i with history h_i has the posterior p(θ_i | h_i) ∝ p(θ_i) Π_t p(y_it | θ_i, ξ_it). Chains run in unconstrained
-coordinates u = T(θ) with the Jacobian of T, in float64 (`sbi_bed.utils.hmc`); all chains of all experiments move in the
-same tensor operations, so that a hundred people take little longer than one. Each chain starts at the best of some draws of
-the prior of its own, so that chains that agree in the end (split R̂ near 1) say something.
+Experiment i with history h_i has the posterior p(θ_i | h_i) ∝ p(θ_i) Π_t p(y_it | θ_i, ξ_it). Several populations of
+particles for each are carried from the prior to it by tempering, and then moved on along differences of particles of their
+own population (`sbi_bed.utils.smc`). No gradient is asked for, ridges and modes are found by the tempering, and differences
+of particles cross from one mode to another; Hamiltonian chains, which were tried, stay with the mode that they meet first.
+Everything moves in the same tensor operations, in float64, so that a hundred people take little longer than one.
+
+Populations know nothing of each other: where they agree (R̂ near 1), they have found the same.
 """
 
 from __future__ import annotations
@@ -19,15 +22,15 @@ from torch.distributions import Distribution
 from ...simulators.base import DesignSimulator, prior_log_prob
 from ...utils.checks import check_count
 from ...utils.history import check_history, split_history
-from ...utils.hmc import HMCChains, sample_hmc
 from ...utils.seeding import seeded
+from ...utils.smc import ParticleBelief, assimilate, sample_populations
 from ...utils.transforms import to_unconstrained
 from .likelihood_posterior import effective_sample_size
 
 __all__ = ["ManyPosteriors", "many_posteriors", "split_rhat"]
 
 _MAX_EVALUATIONS = 2**17  # likelihoods at a time: about what a core's cache holds
-_CANDIDATES = 128  # prior draws of which each chain starts at the best
+_THIN = 10  # moves between draws that are kept
 _HIGH_RHAT = 1.05
 
 
@@ -36,20 +39,16 @@ class ManyPosteriors:
     """Draws from the posteriors of B experiments, and how far they can be trusted.
 
     Attributes:
-        theta: Draws (num_chains · num_samples, B, P), float64, chain after chain.
-        num_chains: Number C of chains of each experiment.
-        rhat: Split R̂, (B, P); near 1 where chains agree.
-        effective_sample_size: Independent draws that the chains are worth, (B, P).
-        acceptance: Mean acceptance of trajectories, (B,).
-        divergences: Trajectories that left the posterior altogether, (B,).
+        theta: Draws (K, B, P), float64, population after population.
+        num_populations: Number of populations of each experiment.
+        rhat: Split R̂ between populations, (B, P); near 1 where they agree.
+        effective_sample_size: Independent draws that the particles' paths are worth, (B, P).
     """
 
     theta: Tensor
-    num_chains: int
+    num_populations: int
     rhat: Tensor
     effective_sample_size: Tensor
-    acceptance: Tensor
-    divergences: Tensor
 
     @property
     def mean(self) -> Tensor:
@@ -67,22 +66,20 @@ def many_posteriors(
     x: Any,
     *,
     prior: Distribution | None = None,
-    num_samples: int = 500,
-    num_warmup: int = 400,
-    num_chains: int = 4,
-    max_leapfrog: int = 10,
+    num_populations: int = 4,
+    num_particles: int = 64,
+    num_moves: int = 300,
     seed: int | None = None,
 ) -> ManyPosteriors:
     """Sample the posteriors of many experiments at once.
 
     Args:
-        simulator: Experiment with a differentiable log-likelihood.
+        simulator: Experiment with a log-likelihood.
         x: Histories (B, n, D + O + 1), padded or not, or one, (n, D + O + 1).
         prior: Distribution of theta; the simulator's own if None. It must not be discrete in part.
-        num_samples: Draws kept of each chain.
-        num_warmup: Trajectories before.
-        num_chains: Chains of each experiment.
-        max_leapfrog: Most steps of a trajectory.
+        num_populations: Populations of each experiment, at least 2.
+        num_particles: Particles of each, at least 8; several for each parameter.
+        num_moves: Moves of each particle in the posterior, at least 80; every tenth is kept, after the first fifth.
         seed: Seed; torch's global generator if None.
 
     Raises:
@@ -90,7 +87,7 @@ def many_posteriors(
             or no prior draw explains one of them.
 
     Warns:
-        UserWarning: If chains of an experiment disagree (R̂ above 1.05).
+        UserWarning: If populations of an experiment disagree (R̂ above 1.05).
 
     Example:
         >>> from sbi_bed.simulators import DesignSimulator
@@ -106,21 +103,23 @@ def many_posteriors(
         [[1.0], [-1.0]]
     """
     if not simulator.has_likelihood:
-        raise ValueError("posteriors by Hamiltonian Monte Carlo need a simulator with log_likelihood=.")
-    num_samples, num_chains = check_count(num_samples, "num_samples", 4), check_count(num_chains, "num_chains")
+        raise ValueError("posteriors by particles need a simulator with log_likelihood=.")
+    shape = check_count(num_populations, "num_populations", 2), check_count(num_particles, "num_particles", 8)
+    num_moves = check_count(num_moves, "num_moves", 80)
     designs, outcomes, mask = _unpacked(simulator, x)
     prior = simulator.prior if prior is None else prior
     transform = to_unconstrained(prior)
-    chunk = max(1, _MAX_EVALUATIONS // (num_chains * mask.shape[-1]))
-    parts = []
+    chunk = max(1, 2 * _MAX_EVALUATIONS // (shape[0] * shape[1] * mask.shape[-1]))  # half of them move at a time
+    parts, first = [], 0
     with seeded(seed):
         for data in zip(designs.split(chunk), outcomes.split(chunk), mask.split(chunk), strict=True):
-            target = _Target(simulator, prior, transform, *data)
-            start = target.start(num_chains)
-            chains = sample_hmc(target, start, num_samples, num_warmup, max_leapfrog=max_leapfrog)
-            parts.append(chains._replace(draws=_to_theta(transform, chains.draws)))
-    draws = torch.cat([part.draws for part in parts], 1)
-    return _report(draws, parts)
+            target = _Target(simulator, prior, *data)
+            start = target.draw_prior(shape, first)
+            belief = assimilate(start, target.log_likelihood, target.log_prior, transform)
+            draws = sample_populations(belief.resample(), target.log_posterior, transform, num_moves, _THIN)
+            parts.append(draws[len(draws) // 5 :])
+            first += len(data[0])
+    return _report(torch.cat(parts, 1))
 
 
 def split_rhat(chains: Tensor) -> Tensor:
@@ -131,73 +130,49 @@ def split_rhat(chains: Tensor) -> Tensor:
     return ((half - 1) / half + between / within.clamp_min(1e-300)).sqrt()
 
 
-def _report(draws: Tensor, parts: list[HMCChains]) -> ManyPosteriors:
-    """The result for draws (n, B, C, P)."""
-    num_chains = draws.shape[2]
-    rhat = split_rhat(draws.transpose(-1, -2))
-    size = torch.stack([effective_sample_size(one.transpose(0, 1)) for one in draws.unbind(1)])
+def _report(draws: Tensor) -> ManyPosteriors:
+    """The result for draws (n, B, populations, particles, P)."""
+    populations = draws.permute(0, 3, 1, 4, 2).flatten(0, 1)  # (n · particles, B, P, populations)
+    rhat = split_rhat(populations)
+    size = torch.stack([effective_sample_size(one.flatten(1, 2).transpose(0, 1)) for one in draws.unbind(1)])
     bad = (rhat > _HIGH_RHAT).any(-1)
     if bad.any():
         first = int(bad.nonzero()[0])
         warnings.warn(
-            f"the chains of {int(bad.sum())} of {len(rhat)} experiments disagree (the first is number {first}, R-hat "
-            f"{rhat[first].max():.2f}): take a longer num_warmup= and num_samples=, or look whether their posteriors have "
+            f"the populations of {int(bad.sum())} of {len(rhat)} experiments disagree (the first is number {first}, R-hat "
+            f"{rhat[first].max():.2f}): take more num_particles= and num_moves=, or look whether their posteriors have "
             "several modes.",
             stacklevel=3,
         )
-    theta = draws.permute(2, 0, 1, 3).flatten(0, 1)
-    acceptance, divergences = (torch.cat([part[i] for part in parts]) for i in (1, 2))
-    return ManyPosteriors(theta, num_chains, rhat, size, acceptance, divergences)
+    return ManyPosteriors(populations.permute(3, 0, 1, 2).flatten(0, 1), populations.shape[-1], rhat, size)
 
 
 class _Target:
-    """Log posteriors of B experiments in unconstrained coordinates, (B, C, P) → (B, C)."""
+    """Log densities of B experiments for particles (B, populations, particles, P)."""
 
-    def __init__(
-        self,
-        simulator: DesignSimulator,
-        prior: Any,
-        transform: Any,
-        designs: Tensor,
-        outcomes: Tensor,
-        mask: Tensor,
-    ):
-        self._simulator, self._prior, self._transform = simulator, prior, transform
-        self._designs, self._outcomes = designs.unsqueeze(1), outcomes.unsqueeze(1)
-        self._mask = mask.unsqueeze(1)
+    def __init__(self, simulator: DesignSimulator, prior: Any, designs: Tensor, outcomes: Tensor, mask: Tensor):
+        self._simulator, self._prior = simulator, prior
+        self._data = designs[:, None, None], outcomes[:, None, None]
+        self._mask = mask[:, None, None]
 
-    def __call__(self, free: Tensor) -> Tensor:
-        theta = _to_theta(self._transform, free)
-        rows = theta.reshape(-1, theta.shape[-1]), free.reshape(-1, free.shape[-1])
-        jacobian = self._transform.log_abs_det_jacobian(*rows).reshape(free.shape[:-1])
-        likelihood = self._simulator.log_likelihood(theta.unsqueeze(-2), self._designs, self._outcomes)
-        likelihood = torch.where(self._mask, likelihood, 0.0).sum(-1)
-        return prior_log_prob(self._prior, theta) + likelihood - jacobian
+    def draw_prior(self, shape: tuple[int, int], first: int) -> ParticleBelief:
+        """Particles of the prior; `first` is the number of the first experiment, for the error."""
+        theta = self._prior.sample((len(self._mask) * shape[0] * shape[1],)).double().unflatten(0, (-1, *shape))
+        hopeless = torch.isinf(self.log_likelihood(theta)).all(-1).any(-1)
+        if hopeless.any():
+            index = first + int(hopeless.nonzero()[0])
+            raise ValueError(f"no draw of the prior explains history {index}: look at its data, or at the prior.")
+        return ParticleBelief.from_samples(theta)
 
-    @torch.no_grad()
-    def start(self, num_chains: int) -> Tensor:
-        """Where chains start, (B, C, P): each at the best of prior draws of its own."""
-        shape = (len(self._designs), num_chains)
-        best = None
-        for _ in range(_CANDIDATES):
-            theta = self._prior.sample((shape[0] * shape[1],)).double()
-            free = self._transform(theta).reshape(*shape, -1)
-            value = self(free).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-            if best is None:
-                best, best_value = free, value
-            better = value > best_value  # pyright: ignore[reportPossiblyUnboundVariable]
-            best = torch.where(better.unsqueeze(-1), free, best)
-            best_value = torch.where(better, value, best_value)  # pyright: ignore[reportPossiblyUnboundVariable]
-        bad = torch.isinf(best_value).any(-1)  # pyright: ignore[reportPossiblyUnboundVariable]
-        if bad.any():
-            raise ValueError(
-                f"no draw of the prior explains history {int(bad.nonzero()[0])}: look at its data, or at the prior."
-            )
-        return best  # pyright: ignore[reportReturnType]
+    def log_prior(self, theta: Tensor) -> Tensor:
+        return prior_log_prob(self._prior, theta)
 
+    def log_likelihood(self, theta: Tensor) -> Tensor:
+        value = self._simulator.log_likelihood(theta.unsqueeze(-2), *self._data)
+        return torch.where(self._mask, value, 0.0).sum(-1).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
 
-def _to_theta(transform: Any, free: Tensor) -> Tensor:
-    return transform.inv(free.reshape(-1, free.shape[-1])).reshape(free.shape)
+    def log_posterior(self, theta: Tensor) -> Tensor:
+        return self.log_prior(theta) + self.log_likelihood(theta)
 
 
 def _unpacked(simulator: DesignSimulator, x: Any) -> tuple[Tensor, Tensor, Tensor]:

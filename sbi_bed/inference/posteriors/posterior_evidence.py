@@ -245,6 +245,9 @@ class PosteriorEvidence(ModelProbabilities):
         num_rounds: As for `posterior_evidence`.
         seed: Seed of the draws; the global generator if None.
 
+    Attributes:
+        models: Posterior, log-likelihood and prior of each model.
+
     Raises:
         ValueError: If there is not one of each for each model.
 

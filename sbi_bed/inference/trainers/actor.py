@@ -15,14 +15,11 @@ After arXiv 2409.03710 (neural amortised Bayesian actors), which samples states 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ...neural_nets.actor import NeuralActor
 from ...neural_nets.actor_errors import ActorErrors, actor_errors
@@ -36,7 +33,8 @@ from ...utils.checks import check_count
 from ...utils.files import rebuilding
 from ...utils.seeding import seeded
 from .actor_settings import ActorSettings
-from .checkpoint import read_checkpoint, restore_random_state, write_checkpoint
+from .checkpoint import check_checkpoint_arguments, read_checkpoint, restore_random_state, write_checkpoint
+from .steps import Steps
 
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
@@ -139,19 +137,9 @@ class ActorTrainer:
             ValueError: If an argument is out of range, the checkpoint is of another training, or costs become NaN.
         """
         vectors = self.perception.action_dim > 1
-        settings = ActorSettings(
-            learning_rate=learning_rate,
-            final_learning_rate=final_learning_rate,
-            num_steps=num_steps,
-            batch_size=batch_size,
-            num_nodes=(6 if vectors else 13) if num_nodes is None else num_nodes,
-            max_seconds=max_seconds,
-            max_grad_norm=max_grad_norm,
-            seed=seed,
-        )
-        if resume and checkpoint is None:
-            raise ValueError("resume=True needs checkpoint=, the file to go on from.")
-        check_count(checkpoint_every, "checkpoint_every")
+        num_nodes = (6 if vectors else 13) if num_nodes is None else num_nodes
+        settings = ActorSettings.of(locals())
+        check_checkpoint_arguments(checkpoint, checkpoint_every, resume)
         num_validation = (100 if vectors else 1000) if num_validation is None else num_validation
         check_count(num_validation, "num_validation", 0)
         description = {**settings.as_plain_data(), **self._size}
@@ -162,13 +150,16 @@ class ActorTrainer:
             actor = self._build()
             optimizer = torch.optim.Adam(actor.acting_parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
             start = self._restore(checkpoint, description, actor, optimizer) if resume else 0
-
-            def keep(step: int) -> None:
-                if checkpoint is not None and (step % checkpoint_every == 0 or step == settings.num_steps):
-                    state = {"actor": actor.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            show = self._show_progress_bars
+            steps = Steps(settings.num_steps, "training actor", start, settings.max_seconds, show=show)
+            for step, done in steps:
+                distance = self._step(actor, optimizer, settings, done)
+                self.num_steps = step + 1
+                if self.num_steps % _REPORT_EVERY == 0:
+                    self._report(steps, step, float(distance))
+                if checkpoint is not None and steps.every(checkpoint_every):
+                    state = {"actor": actor.state_dict(), "optimizer": optimizer.state_dict(), "step": self.num_steps}
                     write_checkpoint(checkpoint, _KIND, description, state, self.device)
-
-            self._run(actor, optimizer, settings, start, keep)
         self.actor = actor.eval()
         if num_validation:
             self.errors = actor_errors(actor, num_validation, 0 if settings.seed is None else settings.seed + 1)
@@ -185,31 +176,11 @@ class ActorTrainer:
         actor.fit_scale(belief, sigma_r, parameters)
         return actor.to(self.device)
 
-    def _run(
-        self,
-        actor: NeuralActor,
-        optimizer: torch.optim.Optimizer,
-        settings: ActorSettings,
-        start: int,
-        keep: Callable[[int], None],
-    ) -> None:
-        """All steps from `start` on; `keep` is called with the number of steps done after each."""
-        begin, limit = time.perf_counter(), settings.max_seconds
-        steps, hidden = range(start, settings.num_steps), not self._show_progress_bars
-        progress = tqdm(steps, "training actor", settings.num_steps, initial=start, disable=hidden)
-        for step in progress:
-            used = 0.0 if limit is None else (time.perf_counter() - begin) / limit
-            if used >= 1:
-                break
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate_at(max(step / settings.num_steps, used))
-            distance = self._step(actor, optimizer, settings)
-            self.num_steps = step + 1
-            if self.num_steps % _REPORT_EVERY == 0:
-                self._report(progress, step, float(distance))
-            keep(self.num_steps)
-
-    def _step(self, actor: NeuralActor, optimizer: torch.optim.Optimizer, settings: ActorSettings) -> Tensor:
+    def _step(
+        self, actor: NeuralActor, optimizer: torch.optim.Optimizer, settings: ActorSettings, done: float
+    ) -> Tensor:
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate_at(done)
         with torch.no_grad():
             situations = draw_situations(self.cost, self.perception, settings.batch_size, everywhere=True)
         belief, sigma_r, parameters = _parts(situations, self.device)
@@ -226,9 +197,9 @@ class ActorTrainer:
         optimizer.step()
         return step.abs().mean()
 
-    def _report(self, progress: Any, step: int, distance: float) -> None:
+    def _report(self, steps: Steps, step: int, distance: float) -> None:
         self.distances.append(distance)
-        progress.set_postfix({"mean |L'/L''|": f"{distance:.4f}"})
+        steps.say("mean |L'/L''|", self.distances)
         if self._tracker is not None:
             self._tracker.log_metrics({"distance": distance}, step=step)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from ...utils.checks import check_count
+from ...utils.checks import check_count, check_positive
 from .settings import Settings
 
 __all__ = ["ActorSettings"]
@@ -33,8 +32,4 @@ class ActorSettings(Settings):
         self._check_learning_rates()
         for name in ("max_seconds", "max_grad_norm"):
             value = getattr(self, name)
-            if value is None:
-                continue
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be positive, got {value}.")
-            self._set(name, float(value))
+            self._set(name, None if value is None else check_positive(value, name))

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ...objectives.losses import pathwise_loss, score_function_loss
 from ...policies.base import Policy
@@ -21,11 +20,11 @@ from ...policies.bounded_gradients import BoundedGradients
 from ...policies.stack import PolicyStack
 from ...simulators.base import DesignSimulator
 from ...simulators.rollout import Rollout, rollout
-from ...utils.checks import check_count
-from ...utils.history import check_history
+from ...utils.history import check_history, trials_before
 from ...utils.seeding import seeded
 from .refinement import Judge, Refinement, posterior_draws
 from .settings import cosine_decay
+from .steps import Steps
 
 __all__ = ["refine_policies"]
 
@@ -99,22 +98,20 @@ def refine_policies(
     histories = check_history(histories, simulator.design_dim, simulator.outcome_dim)
     if histories.ndim != 3 or not len(histories) or not bool((histories[..., -1] == 1).all()):
         raise ValueError(f"histories must be (E, n, D + O + 1) without padding, got {tuple(histories.shape)}.")
-    num_trials = check_count(horizon, "horizon") - histories.shape[1]
-    if num_trials < 1:
-        raise ValueError(f"no trial remains of a horizon of {horizon}.")
+    _, num_trials = trials_before(histories[0], horizon, simulator.design_dim, simulator.outcome_dim)
     with seeded(seed):
         found = [posterior_draws(simulator, h, horizon, sample_with, num_particles) for h in histories]
         draws = torch.stack([each for each, _ in found])
         stack = PolicyStack([copy.deepcopy(policy).train() for _ in histories])
         optimizer = torch.optim.Adam(stack.parameters(), lr=learning_rate)
         rollout_policy = BoundedGradients(stack, simulator.design_space, max_design_gradient)
-        for step in tqdm(range(num_steps), "refining policies", disable=not show_progress_bars):
+        for _, done in Steps(num_steps, "refining policies", show=show_progress_bars):
             loss = _loss(simulator, rollout_policy, draws, histories, num_trials, batch_size, num_contrastive)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             _clip(list(stack.weights), len(histories), max_grad_norm)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * cosine_decay(step / num_steps)
+                group["lr"] = learning_rate * cosine_decay(done)
             optimizer.step()
         results = []
         for refined, history, (own, size) in zip(stack.unstack(), histories, found, strict=True):

@@ -33,7 +33,7 @@ class ClassifierRun(EpochRun):
         stop_at_chance: Whether to stop after a quarter of the training (but some steps) if the net is still at chance.
     """
 
-    label = "comparing models"
+    label = "training classifier"
 
     def __init__(
         self,

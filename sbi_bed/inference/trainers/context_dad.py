@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import trange
 
 from ...objectives.losses import pathwise_loss, score_function_loss
 from ...policies.bounded_gradients import BoundedGradients
@@ -22,9 +21,10 @@ from ...simulators.contexts import Contexts, prior_of_context
 from ...simulators.power_scaled_prior import PowerScaledPrior
 from ...simulators.rollout import rollout
 from ...simulators.simulate_with_context import sample_prior_in_contexts
-from ...utils.checks import check_count
+from ...utils.checks import check_count, check_positive
 from ...utils.seeding import seeded
 from .settings import cosine_decay
+from .steps import Steps
 
 __all__ = ["ContextDAD"]
 
@@ -105,15 +105,15 @@ class ContextDAD:
         """
         num_steps, batch_size = check_count(num_steps, "num_steps"), check_count(batch_size, "batch_size", 2)
         num_contrastive = check_count(num_contrastive, "num_contrastive")
-        if not learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
+        learning_rate = check_positive(learning_rate, "learning_rate")
         with seeded(seed):
             if self._policy is None:
                 self._policy = ContextPolicy(self.simulator, self._contexts)  # pyright: ignore[reportArgumentType]
             policy = self._policy.train()
             optimizer = torch.optim.Adam(policy.parameters(), lr=learning_rate)
-            for step in (bar := trange(num_steps, desc="context DAD", disable=not self._show_progress_bars)):
-                optimizer.param_groups[0]["lr"] = learning_rate * cosine_decay(step / num_steps)
+            steps = Steps(num_steps, "training policy in contexts", show=self._show_progress_bars)
+            for step, done in steps:
+                optimizer.param_groups[0]["lr"] = learning_rate * cosine_decay(done)
                 loss, terms = self._loss(policy, batch_size, num_contrastive)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -125,7 +125,7 @@ class ContextDAD:
                 optimizer.step()
                 if step % 20 == 19:
                     self.bounds.append(float(terms.mean()))
-                    bar.set_postfix(bound=f"{self.bounds[-1]:.3f}")
+                    steps.say("bound (nats)", self.bounds)
         return policy.eval()
 
     def _loss(self, policy: ContextPolicy, num: int, num_contrastive: int) -> tuple[Tensor, Tensor]:

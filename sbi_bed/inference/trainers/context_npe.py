@@ -32,6 +32,7 @@ from .checkpoint import check_checkpoint_arguments
 from .epoch_checkpoint import EpochCheckpoint
 from .epoch_run import EpochRun
 from .epoch_settings import EpochSettings
+from .shared_split import split_rows
 
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
@@ -61,6 +62,7 @@ class ContextNPE:
         estimator: The net, once training has begun.
         validation_losses: Mean validation loss after each epoch, nats.
         held_out_losses: Loss of each held-out simulation, (N,), nats, once trained.
+        contexts: What contexts are drawn from; None until simulations show their ranges, if none were given.
 
     Raises:
         TypeError: If `prior`, `embedding_net` or `context` is of another kind.
@@ -182,19 +184,7 @@ class ContextNPE:
             ValueError: If an argument is out of range, there are too few simulations, the checkpoint is of another
                 training, or the loss becomes NaN.
         """
-        settings = EpochSettings(
-            learning_rate=learning_rate,
-            final_learning_rate=final_learning_rate,
-            max_num_epochs=max_num_epochs,
-            training_batch_size=training_batch_size,
-            validation_fraction=validation_fraction,
-            stop_after_epochs=stop_after_epochs,
-            clip_max_norm=clip_max_norm,
-            weight_decay=0.0,
-            max_restarts=0,
-            max_seconds=max_seconds,
-            seed=seed,
-        )
+        settings = EpochSettings.of(locals(), weight_decay=0.0, max_restarts=0)
         check_checkpoint_arguments(checkpoint, checkpoint_every, resume)
         theta, x, context = self._data()
         packed = pack_context(x, context)
@@ -204,16 +194,10 @@ class ContextNPE:
         file = EpochCheckpoint(checkpoint, checkpoint_every, description)
         state = file.read({"rows"}) if resume else None
         with seeded(settings.seed, self.device):
-            with seeded(split_seed):
-                rows = torch.randperm(len(theta)) if state is None else state["rows"]
-            num_held_out = max(1, round(settings.validation_fraction * len(theta)))
-            if len(theta) - num_held_out < 10:
-                raise ValueError(f"{len(theta)} simulations are too few to train on and to validate with.")
+            kept = None if state is None else state["rows"]
+            rows, split = split_rows(len(theta), settings.validation_fraction, split_seed, kept, least=10)
             if self.estimator is None:
-                self.estimator = self._build(
-                    theta[rows[num_held_out:]], packed[rows[num_held_out:]], tuple(x.shape[1:])
-                )
-            split = rows[num_held_out:], rows[:num_held_out]
+                self.estimator = self._build(theta[split[0]], packed[split[0]], tuple(x.shape[1:]))
             run = _FlowRun(self.estimator, settings, (theta, packed), split, self.device, time.perf_counter())
             run.train(file, {"rows": rows}, state, self._tracker or NoTracker(), self._show_progress_bars)
             self.validation_losses, self.held_out_losses = list(run.loop.validation_losses), run.held_out_losses()
@@ -276,7 +260,7 @@ class ContextNPE:
 class _FlowRun(EpochRun):
     """One training of a flow."""
 
-    label = "context NPE"
+    label = "training posterior in contexts"
 
     def _losses_of(self, batch: tuple[Tensor, ...]) -> Tensor:
         theta, x = batch

@@ -10,13 +10,11 @@ policy in mid-experiment: θ is drawn from a posterior and only the trials that 
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ...objectives.critics import InfoNCE, NeuralBound
 from ...objectives.losses import Baseline
@@ -27,11 +25,12 @@ from ...simulators.base import DesignSimulator
 from ...utils.checks import check_count
 from ...utils.distributed import Shards
 from ...utils.files import rebuilding
-from ...utils.history import check_history
+from ...utils.history import trials_before
 from ...utils.seeding import seeded
 from .checkpoint import check_checkpoint_arguments, read_checkpoint, restore_random_state, write_checkpoint
 from .policy_step import Experiments, PolicyStep
 from .settings import TrainingSettings
+from .steps import Steps
 
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
@@ -62,6 +61,7 @@ class DAD:
         bound: The bound with a net inside, or None.
         bounds: The training bound at every twentieth step, nats.
         num_steps: Steps done.
+        num_trials: Trials that the policy is trained on: T, less those already done.
 
     Raises:
         TypeError: If the policy is not a `Policy`, or the bound not a `NeuralBound`.
@@ -106,15 +106,8 @@ class DAD:
         self.bound = InfoNCE(simulator).to(self.device) if self._build[1] else bound and bound.to(self.device)
         if not self._parameters():
             raise ValueError(f"{type(self.policy).__name__} has nothing to train.")
-        self.history = None
-        if history is not None:
-            history = check_history(history, simulator.design_dim, simulator.outcome_dim)
-            if history.ndim != 2:
-                raise ValueError(f"history must be that of one experiment, (n, D + O + 1), got {tuple(history.shape)}.")
-            self.history = history[: int(history[:, -1].sum())].to(self.device)
-        self.num_trials = self.horizon - (0 if self.history is None else len(self.history))
-        if self.num_trials < 1:
-            raise ValueError(f"no trial remains of a horizon of {horizon}.")
+        history, self.num_trials = trials_before(history, self.horizon, simulator.design_dim, simulator.outcome_dim)
+        self.history = None if history is None else history.to(self.device)
         prior = simulator.prior if prior is None else prior
         self._experiments = Experiments(simulator, self.num_trials, self.history, prior, state, self.device)
         self._tracker = tracker
@@ -183,25 +176,7 @@ class DAD:
             ValueError: If an argument is out of range, "pathwise" is asked of outcomes that are not reparameterised, the
                 checkpoint is of another training, or the bound becomes NaN (the weights are then those before that step).
         """
-        settings = TrainingSettings(
-            learning_rate=learning_rate,
-            final_learning_rate=final_learning_rate,
-            num_steps=num_steps,
-            batch_size=batch_size,
-            num_contrastive=num_contrastive,
-            seed=seed,
-            gradient=gradient,
-            baseline=baseline,
-            proposal=proposal,
-            max_design_gradient=max_design_gradient,
-            max_grad_norm=max_grad_norm,
-            compile=compile,
-            num_shards=num_shards,
-            max_seconds=max_seconds,
-            bound_steps=bound_steps,
-            objective=objective,
-            first_trials=first_trials,
-        )
+        settings = TrainingSettings.of(locals())
         check_checkpoint_arguments(checkpoint, checkpoint_every, resume)
         description = {"policy": type(self.policy).__name__, "num_trials": self.num_trials, **settings.as_plain_data()}
         if self._tracker is not None:
@@ -215,26 +190,15 @@ class DAD:
             optimizer = torch.optim.Adam(self._parameters(), lr=settings.learning_rate)
             start = self._restore(checkpoint, description, optimizer) if resume else 0
             step_of = PolicyStep(self._experiments, self.policy, self.bound, settings, shards, optimizer)
-            first = shards.rank == 0
-            progress = tqdm(
-                range(start, settings.num_steps),
-                "training policy",
-                settings.num_steps,
-                initial=start,
-                disable=not (self._show_progress_bars and first),
-            )
-            begin = time.perf_counter()
-            for step in progress:
-                used = 0.0 if max_seconds is None else (time.perf_counter() - begin) / max_seconds
-                if used >= 1:
-                    break
-                done = max(step / settings.num_steps, used)
+            first = shards.rank == 0  # of the processes: it shows and writes
+            show = self._show_progress_bars and first
+            steps = Steps(settings.num_steps, "training policy", start, settings.max_seconds, show=show)
+            for step, done in steps:
                 bound, norm = step_of(step, done)
                 self.num_steps = step + 1
-                if step % 20 == 19 or step == settings.num_steps - 1:
-                    self._report(progress, step, bound, settings.learning_rate_at(done), norm)
-                last = step == settings.num_steps - 1
-                if checkpoint is not None and first and ((step + 1) % checkpoint_every == 0 or last):
+                if steps.every(20):
+                    self._report(steps, step, bound, settings.learning_rate_at(done), norm)
+                if checkpoint is not None and first and steps.every(checkpoint_every):
                     self._keep(checkpoint, description, optimizer)
             if isinstance(self.policy, StaticPolicy) and self.policy.num_starts > 1:
                 self._keep_best_start(self.policy, settings, step_of)
@@ -270,11 +234,10 @@ class DAD:
     def _parameters(self) -> list[nn.Parameter]:
         return [p for net in self._nets().values() for p in net.parameters() if p.requires_grad]
 
-    def _report(self, progress: Any, step: int, bound: Tensor, rate: float, norm: Tensor) -> None:
+    def _report(self, steps: Steps, step: int, bound: Tensor, rate: float, norm: Tensor) -> None:
         value = float(bound)
         self.bounds.append(value)
-        smooth = sum(self.bounds[-10:]) / len(self.bounds[-10:])
-        progress.set_postfix({"bound (nats)": f"{smooth:.3f}"})
+        steps.say("bound (nats)", self.bounds)
         if self._tracker is not None:
             metrics = {"information_gain_bound": value, "learning_rate": rate, "gradient_norm": float(norm)}
             self._tracker.log_metrics(metrics, step=step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ...utils.checks import check_count
+from ...utils.checks import check_count, check_positive
 from .settings import Settings
 
 __all__ = ["EpochSettings"]
@@ -36,9 +36,7 @@ class EpochSettings(Settings):
         self._check_learning_rates()
         for name in ("clip_max_norm", "max_seconds"):
             value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be positive, got {value}.")
-            self._set(name, None if value is None else float(value))
+            self._set(name, None if value is None else check_positive(value, name))
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}.")
         if not 0 < self.validation_fraction < 1:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ...policies.experimenters import ExperimenterTransformer
 from ...policies.treatment_policy import StreamPredictions, TreatmentPolicy, neyman_propensity
@@ -27,8 +26,9 @@ from ...simulators.treatment_stream import TreatmentStream, assign_stream
 from ...utils.checks import check_count
 from ...utils.files import rebuilding
 from ...utils.seeding import seeded
-from .checkpoint import read_checkpoint, restore_random_state, write_checkpoint
+from .checkpoint import check_checkpoint_arguments, read_checkpoint, restore_random_state, write_checkpoint
 from .settings import Settings
+from .steps import Steps
 
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
@@ -169,22 +169,8 @@ class ExperimenterTrainer:
         Raises:
             ValueError: If an argument is out of range, the checkpoint is of another training, or the loss becomes NaN.
         """
-        settings = ExperimenterSettings(
-            learning_rate=learning_rate,
-            final_learning_rate=final_learning_rate,
-            num_steps=num_steps,
-            batch_size=batch_size,
-            num_episodes=num_episodes,
-            num_units=num_units,
-            units_per_episode=units_per_episode,
-            propensity_weight=propensity_weight,
-            max_grad_norm=max_grad_norm,
-            max_seconds=max_seconds,
-            seed=seed,
-        )
-        if resume and checkpoint is None:
-            raise ValueError("resume=True needs checkpoint=, the file to go on from.")
-        check_count(checkpoint_every, "checkpoint_every")
+        settings = ExperimenterSettings.of(locals())
+        check_checkpoint_arguments(checkpoint, checkpoint_every, resume)
         description = self._description(settings)
         if self._tracker is not None:
             self._tracker.log_params(description)
@@ -197,18 +183,14 @@ class ExperimenterTrainer:
             student = self.student.to(self.device).train()
             optimizer = torch.optim.Adam(student.parameters(), lr=settings.learning_rate)
             start = self._restore(checkpoint, description, optimizer) if resume else 0
-            disable = not self._show_progress_bars
-            progress = tqdm(range(start, num_steps), "training student", num_steps, initial=start, disable=disable)
-            for step in progress:
-                used = 0.0 if max_seconds is None else (time.perf_counter() - begin) / max_seconds
-                if used >= 1:
-                    break
-                done = max(step / settings.num_steps, used)
+            show = self._show_progress_bars
+            steps = Steps(settings.num_steps, "training student", start, settings.max_seconds, begin, show)
+            for step, done in steps:
                 loss = self._step(trajectories, settings, optimizer, done)
-                self.num_steps, last = step + 1, step == settings.num_steps - 1
-                if step % 20 == 19 or last:
-                    self._report(progress, step, float(loss), settings.learning_rate_at(done))
-                if checkpoint is not None and ((step + 1) % checkpoint_every == 0 or last):
+                self.num_steps = step + 1
+                if steps.every(20):
+                    self._report(steps, step, float(loss), settings.learning_rate_at(done))
+                if checkpoint is not None and steps.every(checkpoint_every):
                     self._keep(checkpoint, description, optimizer)
         return student.eval()
 
@@ -251,10 +233,9 @@ class ExperimenterTrainer:
         optimizer.step()
         return loss.detach()
 
-    def _report(self, progress: Any, step: int, loss: float, rate: float) -> None:
+    def _report(self, steps: Steps, step: int, loss: float, rate: float) -> None:
         self.losses.append(loss)
-        smooth = sum(self.losses[-10:]) / len(self.losses[-10:])
-        progress.set_postfix({"loss": f"{smooth:.4f}"})
+        steps.say("loss", self.losses)
         if self._tracker is not None:
             self._tracker.log_metrics({"imitation_loss": loss, "learning_rate": rate}, step=step)
 

@@ -30,6 +30,7 @@ from .checkpoint import check_checkpoint_arguments
 from .classifier_run import ClassifierRun
 from .epoch_checkpoint import EpochCheckpoint
 from .epoch_settings import EpochSettings
+from .shared_split import split_rows
 
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
@@ -116,12 +117,19 @@ class ModelComparison:
             posterior: What was trained; its net is copied.
             **settings: `device`, `tracker`, `show_progress_bars`, `loss` and `model_prior`, as for the class.
 
-        Example::
-
-            small = ModelComparison(2, HierarchicalEmbedding(1)).append_simulations(model_index, x)
-            small.train()
-            large = ModelComparison.transfer(small.build_posterior()).append_simulations(model_index_large, x_large)
-            large.train(max_num_epochs=5)
+        Example:
+            >>> from sbi_bed.neural_nets import HierarchicalEmbedding
+            >>> def simulate(num_groups):
+            ...     model_index = torch.arange(400) % 2
+            ...     x = torch.randn(400, num_groups, 5, 1) + 3 * model_index.view(-1, 1, 1, 1)
+            ...     return model_index, torch.cat([x, torch.ones_like(x)], -1)
+            >>> small = ModelComparison(2, HierarchicalEmbedding(1), show_progress_bars=False)
+            >>> net = small.append_simulations(*simulate(2)).train(50, max_num_epochs=4, seed=0)
+            >>> large = ModelComparison.transfer(small.build_posterior(), show_progress_bars=False)
+            >>> net = large.append_simulations(*simulate(6)).train(50, max_num_epochs=1, seed=0)
+            >>> model_index, x = simulate(6)
+            >>> bool((large.build_posterior().probs(x).argmax(-1) == model_index).float().mean() > 0.95)
+            True
         """
         classifier = copy.deepcopy(posterior.classifier)
         settings = {"model_prior": posterior.model_prior, **settings}
@@ -204,19 +212,7 @@ class ModelComparison:
         """
         if learning_rate is None:
             learning_rate = 2e-4 if self._trained else 2e-3
-        settings = EpochSettings(
-            learning_rate=learning_rate,
-            final_learning_rate=final_learning_rate,
-            max_num_epochs=max_num_epochs,
-            training_batch_size=training_batch_size,
-            validation_fraction=validation_fraction,
-            stop_after_epochs=stop_after_epochs,
-            clip_max_norm=clip_max_norm,
-            weight_decay=weight_decay,
-            max_restarts=max_restarts,
-            max_seconds=max_seconds,
-            seed=seed,
-        )
+        settings = EpochSettings.of(locals())
         check_checkpoint_arguments(checkpoint, checkpoint_every, resume)
         model_index, x = self._data()
         loss = _LOSSES[self.loss](self._frequencies(model_index)).to(self.device)
@@ -225,12 +221,8 @@ class ModelComparison:
         file = EpochCheckpoint(checkpoint, checkpoint_every, {**settings.as_plain_data(), **self._description()})
         state = file.read({"rows", "attempt", "fresh"}) if resume else None
         with seeded(settings.seed, self.device):
-            with seeded(split_seed):
-                rows = torch.randperm(len(x)) if state is None else state["rows"]
-            num_held_out = max(1, round(settings.validation_fraction * len(x)))
-            if num_held_out >= len(x):
-                raise ValueError(f"{len(x)} simulation is too few to train on and to validate with.")
-            split = rows[num_held_out:], rows[:num_held_out]
+            kept = None if state is None else state["rows"]
+            rows, split = split_rows(len(x), settings.validation_fraction, split_seed, kept)
             fresh = not self._trained if state is None else state["fresh"]
             net = self._build(x[split[0][:2000]])
             begin = time.perf_counter()

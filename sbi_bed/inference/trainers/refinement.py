@@ -169,10 +169,7 @@ def refine_policy(
         judge = Judge(simulator, trainer.num_trials, trainer.history, draws, state, num_held_out)
         start = time.perf_counter()
         before = judge.gains(policy, trainer.bound if bound is None else bound)
-        judging = time.perf_counter() - start
-        remaining = None
-        if max_seconds is not None:
-            remaining = max_seconds - (time.perf_counter() - begin) - 1.5 * judging * (1 if bound is None else 2)
+        remaining = _seconds_left(max_seconds, begin, start, num_judgements=1 if bound is None else 2)
         if remaining is not None and remaining <= 0:
             seconds = time.perf_counter() - begin
             return Refinement.judged(policy, policy, before, before, effective_sample_size, 0, seconds)
@@ -183,6 +180,15 @@ def refine_policy(
             before = before if before.mean() > again.mean() else again
     seconds = time.perf_counter() - begin
     return Refinement.judged(policy, refined, before, after, effective_sample_size, trainer.num_steps, seconds)
+
+
+def _seconds_left(max_seconds: float | None, begin: float, start: float, num_judgements: int) -> float | None:
+    """What training may take of a budget that began at `begin`, if each judgement takes as long as the one since `start`.
+
+    Half as much again is left for judging, lest the budget be overrun.
+    """
+    now = time.perf_counter()
+    return None if max_seconds is None else max_seconds - (now - begin) - 1.5 * (now - start) * num_judgements
 
 
 def posterior_draws(

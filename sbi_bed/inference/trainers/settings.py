@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...utils.checks import check_count
+from ...utils.checks import check_count, check_positive
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Settings", "TrainingSettings", "cosine_decay"]
 
@@ -33,16 +36,20 @@ class Settings:
     learning_rate: float
     final_learning_rate: float
 
+    @classmethod
+    def of(cls, arguments: dict[str, Any], **others: Any) -> Self:
+        """Settings from the arguments of a call, its `locals()`, by their names; `others` come before these."""
+        known = {**arguments, **others}
+        return cls(**{field.name: known[field.name] for field in dataclasses.fields(cls)})
+
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
     def _check_learning_rates(self) -> None:
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}.")
+        self._set("learning_rate", check_positive(self.learning_rate, "learning_rate"))
         if not 0 <= self.final_learning_rate <= 1:
             raise ValueError(f"final_learning_rate must be a share between 0 and 1, got {self.final_learning_rate}.")
-        for name in ("learning_rate", "final_learning_rate"):
-            self._set(name, float(getattr(self, name)))  # numpy's numbers would not be plain data
+        self._set("final_learning_rate", float(self.final_learning_rate))  # numpy's numbers would not be plain data
 
     def learning_rate_at(self, done: float) -> float:
         """Learning rate when a share `done` of the training is behind: along a cosine, to the final one."""

@@ -20,9 +20,32 @@ from torch import Tensor
 
 from ...utils.seeding import seeded
 
-__all__ = ["held_out_losses", "shared_split", "train_on_split"]
+__all__ = ["held_out_losses", "shared_split", "split_rows", "train_on_split"]
 
 _CHUNK = 2**19  # numbers of x that go through a net at once
+
+
+def split_rows(
+    num: int, validation_fraction: float, split_seed: int | None, rows: Tensor | None = None, least: int = 1
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Rows (num,) of simulations in an order of chance, and of these the ones trained on and the ones held out.
+
+    Args:
+        num: Number of simulations.
+        validation_fraction: Share that is held out.
+        split_seed: Seed of the order; drawn like all else if None.
+        rows: The order, where a training that was kept goes on.
+        least: Fewest simulations to train on.
+
+    Raises:
+        ValueError: If there are fewer.
+    """
+    with seeded(split_seed):
+        rows = torch.randperm(num) if rows is None else rows
+    num_held_out = max(1, round(validation_fraction * num))
+    if num - num_held_out < least:
+        raise ValueError(f"simulations are too few to train on and to validate with: {num}.")
+    return rows, (rows[num_held_out:], rows[:num_held_out])
 
 
 def train_on_split(trainer: Any, split_seed: int, settings: dict[str, Any]) -> Any:

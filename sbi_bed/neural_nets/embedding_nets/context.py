@@ -33,6 +33,13 @@ class ContextEmbedding(nn.Module):
         output_dim: Features of both together.
         hidden_dim: Width of the net that makes them.
 
+    Attributes:
+        both: Net of summary and context together.
+        context_mean: Means of contexts as they are read, (C,).
+        context_sd: Their standard deviations, (C,).
+        x_mean: Means of the data, (E,), where there is no `embedding_net`.
+        x_sd: Their standard deviations, (E,).
+
     Raises:
         TypeError: If a size is no whole number.
         ValueError: If a size is below 1, there is not one `log_columns` for each number, or `embedding_net` does not read

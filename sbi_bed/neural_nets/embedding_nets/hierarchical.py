@@ -52,6 +52,13 @@ class HierarchicalEmbedding(nn.Module):
             (n, features) that reads each by itself, such as sbi's `CNNEmbedding`. For several channels put
             `nn.Unflatten(-1, (time, channels))` before it.
 
+    Attributes:
+        config: The arguments as plain data, from which files build it again; None with an `encoder`.
+        mean: Means of observed features, (input_dim,).
+        sd: Their standard deviations, (input_dim,).
+        typical_size: Typical number of elements of a set at each level, (num_levels,).
+        levels: Nets of the levels, the lowest first.
+
     Raises:
         TypeError: If a size is no whole number.
         ValueError: If a size is below 1 (`num_blocks`, `lowest_blocks`: 0), or the encoder cannot read (n, input_dim).

@@ -42,6 +42,11 @@ class HistoryEmbedding(nn.Module):
         num_heads: Number of weighted means; divides `hidden_dim`.
         num_rounds: Number of readings.
 
+    Attributes:
+        input_dim: Width D + O + 1 of a history.
+        features: What is read of a trial.
+        rounds: Nets of the rounds.
+
     Raises:
         TypeError: If `simulator` is no `DesignSimulator`, or a size no whole number.
         ValueError: If a size is below 1, or `hidden_dim` no multiple of `num_heads`.

@@ -31,6 +31,9 @@ class PopulationEmbedding(nn.Module):
         output_dim: Size of the summary.
         hidden_dim: Width of the net for people.
 
+    Attributes:
+        people_net: Net of the set of people, made of `person_net`'s summaries.
+
     Raises:
         ValueError: If a size is below 1.
 
@@ -38,7 +41,7 @@ class PopulationEmbedding(nn.Module):
         >>> from sbi_bed.neural_nets import HistoryEmbedding
         >>> from sbi_bed.simulators import HyperbolicDiscounting, Population
         >>> simulator = HyperbolicDiscounting()
-        >>> phi, x = Population(simulator, num_people=5, num_trials=20).sample(3, seed=0)
+        >>> phi, x = Population(simulator, num_persons=5, num_trials=20).sample(3, seed=0)
         >>> PopulationEmbedding(HistoryEmbedding(simulator, 16, 16), 16)(x).shape
         torch.Size([3, 32])
     """

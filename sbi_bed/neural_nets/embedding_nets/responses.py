@@ -35,7 +35,13 @@ class ResponseEmbedding(nn.Module):
         simulator: The experiment.
         output_dim: Size of the net's part of the summary.
         hidden_dim: Width of the net.
-        num_people: Simulated people, with 60 random trials each, that set the scales of the statistics.
+        num_persons: Simulated people, with 60 random trials each, that set the scales of the statistics.
+
+    Attributes:
+        input_dim: Width D + 2 of a history.
+        net: `HistoryEmbedding` beside the statistics.
+        mean: Means of the statistics.
+        sd: Their standard deviations.
 
     Raises:
         TypeError: If `simulator` is no `BayesianActor`.
@@ -52,7 +58,7 @@ class ResponseEmbedding(nn.Module):
     mean: Tensor
     sd: Tensor
 
-    def __init__(self, simulator: BayesianActor, output_dim: int = 8, hidden_dim: int = 16, num_people: int = 512):
+    def __init__(self, simulator: BayesianActor, output_dim: int = 8, hidden_dim: int = 16, num_persons: int = 512):
         super().__init__()
         if not isinstance(simulator, BayesianActor):
             raise TypeError(f"a response embedding is built for a BayesianActor, got {simulator!r}.")
@@ -63,7 +69,7 @@ class ResponseEmbedding(nn.Module):
         self.register_buffer("sd", torch.ones(_NUM_STATISTICS))
         with seeded(0), torch.no_grad():
             random = lambda history: simulator.design_space.sample(tuple(history.shape[:-2]))  # noqa: E731
-            people = PolicySimulator(simulator, random, 60, min_trials=30)(simulator.prior.sample((num_people,)))
+            people = PolicySimulator(simulator, random, 60, min_trials=30)(simulator.prior.sample((num_persons,)))
             statistics = self.statistics(people)
         self.mean.copy_(statistics.mean(0))
         self.sd.copy_(statistics.std(0).clamp_min(1e-6))
