@@ -16,6 +16,7 @@ from .._version import __version__
 
 __all__ = ["load_file", "rebuilding", "save_file", "write_atomically"]
 
+_PLAIN = (bool, bytes, complex, float, int, str, torch.device, torch.dtype, type(None))
 _FOLDER = 0x10  # attribute of a zip record: torch reads no bytes of a folder, and leaves in memory what was there
 
 
@@ -34,7 +35,13 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 
 
 def save_file(path: str | Path, kind: str, content: dict[str, Any]) -> None:
-    """Save tensors and plain data (numbers, strings, lists, dicts) as a file of this `kind`."""
+    """Save tensors and plain data (numbers, strings, lists, dicts) as a file of this `kind`.
+
+    Raises:
+        TypeError: If there is anything else in it, which `load_file` would refuse.
+    """
+    for name, value in content.items():
+        _check_plain(value, name)
     buffer = io.BytesIO()
     torch.save({"format": f"sbi_bed.{kind}", "version": __version__, **content}, buffer)
     write_atomically(path, buffer.getvalue())
@@ -67,6 +74,17 @@ def load_file(path: str | Path, kind: str) -> dict[str, Any]:
             f"{path} holds '{content['format']}' of version {content.get('version')}, expected 'sbi_bed.{kind}'."
         )
     return content
+
+
+def _check_plain(value: Any, name: str) -> None:
+    if isinstance(value, dict):
+        for key, each in value.items():
+            _check_plain(each, f"{name}[{key!r}]")
+    elif type(value) in (list, tuple, set, torch.Size):
+        for index, each in enumerate(value):
+            _check_plain(each, f"{name}[{index}]")
+    elif not (isinstance(value, torch.Tensor) or type(value) in _PLAIN):
+        raise TypeError(f"{name} cannot be saved: a {type(value).__name__} is neither a tensor nor plain data.")
 
 
 @contextlib.contextmanager

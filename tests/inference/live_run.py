@@ -98,7 +98,7 @@ def main(directory: Path, num_kills: int, seed: int) -> None:
     for _ in range(num_kills):
         path = directory / f"run{run}.journal"
         reports = kill_one(
-            path, simulator, policy, chance.uniform(0, 0.03), chance.random() < 0.8, chance.random() < 0.5
+            path, simulator, policy, chance.uniform(0, 0.1), chance.random() < 0.8, chance.random() < 0.5
         )
         if not path.exists():  # killed before it began
             assert not reports

@@ -183,6 +183,54 @@ def test_without_locks_it_still_works(tmp_path, monkeypatch):
     Journal.open(path).close()
 
 
+def test_without_locks_no_process_overwrites_the_entries_of_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "fcntl", None)
+    path = make(tmp_path / "a", ENTRIES[:1])
+    first, second = Journal.open(path), Journal.open(path)
+    first.append(ENTRIES[1])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="another process has written to"):
+            second.append(ENTRIES[2])
+    first.append(ENTRIES[2])
+    second.close()
+    assert read_journal(path)[1] == ENTRIES[:3] == Journal.open(path).entries
+
+
+class Stuck:
+    """A file of which nothing can be cut off while it is stuck."""
+
+    def __init__(self, file):
+        self.file, self.stuck = file, False
+
+    def truncate(self, size):
+        if self.stuck:
+            raise OSError(errno.EIO, "Input/output error")
+        return self.file.truncate(size)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize("size", [10, 10_000])
+def test_a_line_of_ones_own_that_could_not_be_taken_back_is_overwritten(tmp_path, monkeypatch, size):
+    journal = Journal.create(tmp_path / "a", HEADER)
+    journal._file = Stuck(journal._file)
+    before = (tmp_path / "a").read_bytes()
+
+    def fsync(_):
+        journal._file.stuck = True
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match="nothing was recorded"):
+            journal.append({"text": "x" * size})
+    assert len((tmp_path / "a").read_bytes()) > len(before) + size
+    journal._file.stuck = False
+    journal.append(ENTRIES[1])
+    assert read_journal(tmp_path / "a")[1] == ENTRIES[1:2]
+
+
 @pytest.mark.parametrize("size", [10, 10_000])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_failed_write_is_rolled_back(tmp_path, monkeypatch, size, error):

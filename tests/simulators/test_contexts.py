@@ -199,8 +199,8 @@ class Unbatched:
 @pytest.mark.parametrize(
     ("simulator", "prior", "context", "error", "match"),
     [
-        (lambda t: t, BoxUniform(torch.zeros(1), torch.ones(1)), None, TypeError, "context must be Contexts"),
-        (lambda t: t, MovedBox(), torch.ones(3), TypeError, "context must be Contexts"),
+        (lambda t: t, BoxUniform(torch.zeros(1), torch.ones(1)), None, TypeError, "contexts must be Contexts"),
+        (lambda t: t, MovedBox(), torch.ones(3), TypeError, "contexts must be Contexts"),
         (lambda t: t, Unbatched(), Contexts(upper=UniformRange(1, 3)), ValueError, "batch shape"),
         (3, MovedBox(), Contexts(upper=UniformRange(1, 3)), TypeError, "callable"),
         ([lambda t: t], MovedBox(), Contexts(upper=UniformRange(1, 3)), ValueError, "one Choice"),

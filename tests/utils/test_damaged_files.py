@@ -286,10 +286,11 @@ def test_damaged_nets_and_trainings(name, files, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", BINARY)
 def test_much_damage_to_nets_and_trainings(name, files, tmp_path):
     content = files[name]
-    check_cuts(name, content, tmp_path / "cut", range(0, len(content), 7))
+    check_cuts(name, content, tmp_path / "cut", range(0, len(content), max(7, len(content) // 2000)))
     loaded = check_flips(name, content, tmp_path / "flipped", 400, 1)
     print(f"\n{name}: {loaded} of 400 flips were of no importance")
 

@@ -35,6 +35,20 @@ def test_tensors_and_plain_data_come_back(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ({"settings": {"link": torch.nn.Tanh}}, r"settings\['link'\].*a type is neither"),
+        ({"shapes": [1, (2, np.float64(3))]}, r"shapes\[1\]\[1\].*a float64 is neither"),
+        ({"prior": torch.distributions.Normal(0.0, 1.0)}, "prior cannot be saved: a Normal"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, content, where):
+    with pytest.raises(TypeError, match=where):
+        save_file(tmp_path / "file", "thing", content)
+    assert os.listdir(tmp_path) == []
+
+
 def test_every_truncation_is_one_clear_error(tmp_path):
     save_file(tmp_path / "file", "thing", {"weights": torch.randn(50)})
     data = (tmp_path / "file").read_bytes()
@@ -42,6 +56,23 @@ def test_every_truncation_is_one_clear_error(tmp_path):
         (tmp_path / "cut").write_bytes(data[:length])
         with pytest.raises(ValueError, match="truncated or not a file of sbi_bed"):
             load_file(tmp_path / "cut", "thing")
+
+
+def test_flipped_bits_are_noticed_or_of_no_importance(tmp_path):
+    """In the zip file's table of records, too: a bit there makes torch take a record for a folder, and read none of it."""
+    path, weights = tmp_path / "file", torch.randn(50)
+    save_file(path, "thing", {"weights": weights})
+    data, noticed = path.read_bytes(), 0
+    for place in range(data.index(b"PK\x01\x02"), len(data)):
+        for bit in (0, 4):
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            try:
+                assert torch.equal(load_file(path, "thing")["weights"], weights), (place, bit)
+            except ValueError as err:
+                noticed += str(path) in str(err)
+    assert noticed > 200
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Jobs give the same numbers in this process, in others, in threads, and inside each other."""
 
 import os
+import signal
 
 import joblib
 import pytest
@@ -73,6 +74,21 @@ def test_jobs_inside_jobs_run_where_they_are(backend):
 def test_an_error_in_a_job_is_an_error_here():
     with pytest.raises(ZeroDivisionError):
         run_seeded(lambda value: 1 / value, [1, 0], seed=0, num_workers=2)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_an_error_here_and_the_next_call_works():
+    caller = os.getpid()
+
+    def job(num):
+        if num == 2 and os.getpid() != caller:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.randn(num)
+
+    with pytest.raises(RuntimeError, match="unexpectedly terminated"):
+        run_seeded(job, [1, 2, 3, 4], seed=0, num_workers=2)
+    again = run_seeded(lambda num: torch.randn(num), [1, 2, 3], seed=0, num_workers=2)
+    assert same(again, run_seeded(draw, [1, 2, 3], seed=0))
 
 
 @pytest.mark.parametrize("num_workers", [0, -2])

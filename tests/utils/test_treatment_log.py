@@ -5,6 +5,8 @@ import csv
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sbi_bed.utils.a2ipw import a2ipw_scores
 from sbi_bed.utils.treatment_log import TreatmentLog
@@ -45,6 +47,44 @@ def test_csv_reads_back(log, tmp_path):
         "7",
     ]
     assert [float(row["age"]) for row in rows] == [0.1, 0.3, 0.5] and [row["arm"] for row in rows] == ["1", "0", "1"]
+
+
+@given(st.integers(1, 3), st.data())
+@settings(max_examples=50, deadline=None)
+def test_any_log_reads_back_bit_for_bit_from_its_csv(tmp_path_factory, dim, data):
+    numbers, rows = st.floats(allow_nan=False, allow_infinity=False), data.draw(st.integers(1, 4))
+
+    def table(values, *shape):
+        size = torch.Size(shape).numel()
+        return torch.tensor(data.draw(st.lists(values, min_size=size, max_size=size)), dtype=torch.float64).reshape(
+            shape
+        )
+
+    observed = table(st.booleans(), rows).bool()
+    columns = {
+        "covariates": table(numbers, rows, dim),
+        "arm": table(st.integers(0, 1), rows),
+        "outcome": table(numbers, rows) * observed,
+        "propensity": table(st.floats(0.01, 0.99), rows),
+        "predicted": table(numbers, rows, 2),
+    }
+    log = TreatmentLog(**columns, observed=observed)
+    assert torch.equal(log.history, torch.cat([log.covariates, log.history[:, dim:]], -1))
+    assert torch.equal(log.history[:, -1], observed.double()) and torch.equal(log.history[:, dim], log.arm)
+    path = tmp_path_factory.getbasetemp() / "log.csv"
+    log.to_csv(path)
+    with open(path, newline="") as file:
+        read = list(csv.DictReader(file))
+    for name, wanted in [
+        *((f"x{i + 1}", log.covariates[:, i]) for i in range(dim)),
+        ("arm", log.arm),
+        ("propensity", log.propensity),
+        ("f0", log.predicted[:, 0]),
+        ("f1", log.predicted[:, 1]),
+    ]:
+        assert [float(row[name]) for row in read] == wanted.tolist()
+    outcomes = [float(row["outcome"]) if row["outcome"] else None for row in read]
+    assert outcomes == [y if seen else None for y, seen in zip(log.outcome.tolist(), observed.tolist(), strict=True)]
 
 
 def test_pandas(log):

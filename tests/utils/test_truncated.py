@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Beta, HalfNormal, LogNormal, Normal, Uniform, biject_to
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Beta, Exponential, HalfNormal, Laplace, LogNormal, Normal, Uniform, biject_to
 
 from sbi_bed.utils.quasi_random import quasi_random_draws
 from sbi_bed.utils.truncated import TruncatedIndependent
@@ -15,6 +17,41 @@ def prior():
     return TruncatedIndependent(
         [HalfNormal(0.25), LogNormal(0.0, 1.0), Uniform(0.5, 1.0)], [(0.01, 0.5), (0.5, 3.0), None]
     )
+
+
+@st.composite
+def parameters(draw):
+    """A distribution, and two of its quantiles or nothing as bounds."""
+    place, width = draw(st.floats(-3, 3)), draw(st.floats(0.1, 3))
+    family = draw(st.sampled_from([Normal, Laplace, LogNormal, HalfNormal, Exponential, Uniform]))
+    one_number, between = family in (HalfNormal, Exponential), family is Uniform
+    one = family(width) if one_number else family(place, place + width if between else width)
+    if draw(st.booleans()):
+        return one, None
+    share = draw(st.floats(0, 0.9))
+    ends = torch.tensor([share, draw(st.floats(share + 0.05, 1))], dtype=torch.float64)
+    return one, tuple(one.icdf(ends).tolist())
+
+
+@given(st.lists(parameters(), min_size=1, max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_any_parameters_in_any_bounds(drawn):
+    """Draws lie inside and are possible, quantiles undo the distribution function, and beyond the bounds is nothing."""
+    prior = TruncatedIndependent(*zip(*drawn, strict=True))
+    theta = prior.sample((64,))
+    assert prior.support.check(theta).all() and torch.isfinite(prior.log_prob(theta)[1:]).all()
+    assert prior.support.check(biject_to(prior.support)(3 * torch.randn(64, len(drawn)))).all()
+    share = torch.rand(64, len(drawn), dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+    theta, mass = prior.icdf(share), prior.cdf_high - prior.cdf_low
+    for column, (one, bounds) in enumerate(drawn):
+        found = (one.cdf(theta[:, column]) - prior.cdf_low[column]) / mass[column]
+        torch.testing.assert_close(found, share[:, column], atol=1e-6, rtol=0)
+        for end, beyond in zip(bounds or (), (-1, 1), strict=False):
+            outside = theta.clone()
+            outside[:, column] = end + beyond * 1e-3 * (1 + abs(end))
+            assert not math.isfinite(end) or (prior.log_prob(outside) == -math.inf).all()
+    expected = sum(one.log_prob(theta[:, column]) for column, (one, _) in enumerate(drawn)) - mass.log().sum()
+    torch.testing.assert_close(prior.log_prob(theta), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_density_integrates_to_one(prior):

@@ -50,7 +50,8 @@ _ATOMIC_WRITE = 4096  # a longer line gets its end in a second write, after the 
 class Journal:
     """A journal open for writing, locked against other processes.
 
-    Use `Journal.create` for a new file and `Journal.open` to go on with one.
+    Use `Journal.create` for a new file and `Journal.open` to go on with one. Where there are no such locks (Windows, some
+    network drives) nobody is refused when opening, but whoever was overtaken is when appending: no entry is overwritten.
 
     Attributes:
         path: The file.
@@ -70,6 +71,7 @@ class Journal:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
+        self._tried = b""  # the last line that was to be appended: what a failed write may leave is the start of it
         try:
             self._lock()
             data = self._file.read()
@@ -122,12 +124,14 @@ class Journal:
         """Write one entry; it is on the disk when this returns, and the file is as before if this raises.
 
         Raises:
-            ValueError: If the journal is closed, or the entry is not plain data.
+            ValueError: If the journal is closed, another process has written to it, or the entry is not plain data.
             OSError: If it cannot be written; the call may be repeated.
         """
         line = _encode(entry)
         if self._file.closed:
             raise ValueError(f"the journal {self.path} is closed; load it to go on.")
+        self._check_alone()
+        self._tried = line
         try:
             if os.fstat(self._file.fileno()).st_nlink == 0:
                 raise OSError(errno.ENOENT, "the file was deleted or replaced by another")
@@ -148,6 +152,18 @@ class Journal:
     def close(self) -> None:
         """Close the file and give up its lock. Nothing is lost: every entry is on the disk."""
         self._file.close()
+
+    def _check_alone(self) -> None:
+        """Behind our last entry there may be the leftovers of a failed write, but no whole entry of another process."""
+        if os.fstat(self._file.fileno()).st_size <= self._end:
+            return
+        self._file.seek(self._end)
+        line = self._file.read().partition(b"\n")[0]
+        if not self._tried.startswith(line) and _decode(line) is not None:
+            raise ValueError(
+                f"another process has written to {self.path}, and nothing was recorded here: end one of the two, and load "
+                "the experiment to go on."
+            )
 
     def _write(self, data: bytes, offset: int = 0) -> None:
         self._file.truncate(self._end + offset)  # whatever a failed write has left
