@@ -51,7 +51,7 @@ def train_models(path, resume=False, every=1):
 def train_in_contexts(path, resume=False, every=1):
     torch.manual_seed(5)
     theta, gamma = torch.randn(40, 2), POWERS.sample((40,))
-    trainer = ContextNPE(PRIOR, "maf", hidden_features=4, num_transforms=1, context=POWERS, show_progress_bars=False)
+    trainer = ContextNPE(PRIOR, "maf", hidden_features=4, num_transforms=1, contexts=POWERS, show_progress_bars=False)
     trainer.append_simulations(theta, theta + 0.5 * torch.randn(40, 2), gamma)
     trainer.train(20, max_num_epochs=4, seed=0, checkpoint=path, checkpoint_every=every, resume=resume)
     return trainer.build_posterior()

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from torch import Tensor
 
 from ..diagnostics.identifiability import identifiability
@@ -143,7 +144,13 @@ def plot_ridge(
         values = torch.cat([prior_draws[:, index].to(theta), theta[:, index]])
         low, high = float(values.min()), float(values.max())
         limits(low / math.pow(high / low, 0.05), high * math.pow(high / low, 0.05))
+        axis = axes.xaxis if index == x else axes.yaxis
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 2, 3, 5, 7)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     correlation = float(report.correlation[x, y])
     axes.set_title(f"correlation of logarithms {correlation:+.2f}", fontsize=10)
-    axes.legend(fontsize=8, frameon=False, loc="lower left", markerscale=3)
+    legend = axes.legend(fontsize=8, loc="lower left", frameon=True, edgecolor="none", framealpha=0.8)
+    for handle in legend.legend_handles[:2]:  # of the clouds
+        handle.set_sizes([30])
     return axes

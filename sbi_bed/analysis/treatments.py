@@ -172,7 +172,8 @@ def plot_efficiency(reports: Mapping[str, TreatmentReport], *, ax: Axes | None =
     axes: Any = plt.gca() if ax is None else ax
     means, stderrs = zip(*(report.efficiency for report in reports.values()), strict=True)
     place = list(range(len(reports)))[::-1]
-    axes.barh(place, means, xerr=[2 * s for s in stderrs], color=_BLUE, alpha=0.7, error_kw={"ecolor": "black"})
+    colours = [_COLOURS[k % len(_COLOURS)] for k in range(len(place))]  # as `plot_regret` has them
+    axes.barh(place, means, xerr=[2 * s for s in stderrs], color=colours, alpha=0.7, error_kw={"ecolor": "black"})
     axes.axvline(1, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(place, list(reports))
     axes.set(xlabel="T·MSE / V*, ± 2 standard errors", title="Precision against the best possible")
@@ -211,5 +212,5 @@ def plot_gate_weights(weights: Any, names: Sequence[str] | None = None, *, ax: A
     axes.stackplot(torch.arange(len(weights)), *weights.T, labels=labels, colors=colours, alpha=0.7)
     axes.set(xlabel="units", ylabel="weight", ylim=(0, 1), title="Which expert is believed")
     axes.margins(x=0)
-    axes.legend(fontsize=8, loc="upper right", frameon=True)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return axes

@@ -118,7 +118,7 @@ def atypicality(
         seed: Seed of the parting and the permutations; the global generator if None.
 
     Raises:
-        TypeError: If the posterior makes no summaries.
+        TypeError: If the posterior makes no summaries, or it is open in which context.
         ValueError: If x or reference_x is not what the posterior takes, there are fewer than 20 simulated sets of a model,
             or an argument is out of range.
 
@@ -132,7 +132,7 @@ def atypicality(
         >>> (found.p_value < 0.01).tolist()
         [False, True]
     """
-    members = list(getattr(posterior, "members", [posterior]))
+    members = members_in_one_context(posterior)
     for member in members:
         if not hasattr(member, "summary"):
             raise TypeError(f"atypicality needs posteriors with a summary(x), got {type(member).__name__}.")
@@ -152,6 +152,21 @@ def atypicality(
         model_weights=weights,
         seed=seed,
     )
+
+
+def members_in_one_context(posterior: Any) -> list[Any]:
+    """Members of an ensemble, or the posterior alone.
+
+    Raises:
+        TypeError: If they answer in any context, and it was not said in which.
+    """
+    members = list(getattr(posterior, "members", [posterior]))
+    for each in (posterior, *members):
+        if hasattr(each, "contexts"):
+            raise TypeError(
+                f"in which context? Give posterior.condition_on(context), got a {type(each).__name__} for all."
+            )
+    return members
 
 
 def summary_atypicality(

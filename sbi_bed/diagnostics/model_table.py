@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..utils.text_table import format_table
-from .atypical_data import Atypicality, atypicality
+from .atypical_data import Atypicality, atypicality, members_in_one_context
 
 __all__ = ["ModelReport", "model_report"]
 
@@ -80,7 +80,8 @@ def model_report(
     """Probabilities of models for observed data, beside how typical these are of the models.
 
     Args:
-        posterior: `ModelPosterior`, or a `DeepEnsemblePosterior` of such, which adds the spread.
+        posterior: `ModelPosterior`, or a `DeepEnsemblePosterior` of such, which adds the spread; of a
+            `ContextModelPosterior` its `condition_on(context)`.
         x: Observed data sets (B, *event), or one (*event).
         reference_x: Simulated ones (M, *event), of the same sizes and not trained on; see `atypicality`.
         model_index: The model of each of them, (M,), or None.
@@ -91,6 +92,7 @@ def model_report(
         **settings: Passed on to `atypicality`.
 
     Raises:
+        TypeError: If it is open in which context.
         ValueError: If there is not one name for each model, or `level` is not in (0, 1), and as for `atypicality`.
 
     Example:
@@ -111,6 +113,7 @@ def model_report(
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}.")
+    members_in_one_context(posterior)
     log_probs = posterior.log_probs(x, model_prior).cpu()
     num_models = log_probs.shape[-1]
     names = [f"M{j}" for j in range(num_models)] if model_names is None else list(model_names)

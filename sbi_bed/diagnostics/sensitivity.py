@@ -15,6 +15,8 @@ Over models, KL(p(M | x, c) ‖ p(M | x, c_0)) = Σ_j p_j (log p_j − log p⁰_
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +49,7 @@ class PriorSensitivity:
         sd_ratio: Standard deviations over the baseline's, (G, P).
         levels: Levels of the quantiles, (Q,).
         quantile_shift: Change of quantiles, (G, Q, P).
+        names: Names of the parameters, P.
     """
 
     contexts: Tensor
@@ -59,6 +62,7 @@ class PriorSensitivity:
     sd_ratio: Tensor
     levels: tuple[float, ...]
     quantile_shift: Tensor
+    names: tuple[str, ...]
 
     @property
     def null_upper(self) -> float:
@@ -66,19 +70,22 @@ class PriorSensitivity:
         return float(self.null.quantile(0.95))
 
     def __str__(self) -> str:
+        header, cells, baseline = _table_of_contexts(self.contexts, self.columns, self.baseline)
+        moments = [
+            [f"{shift:+.2f} (×{ratio:.2f})" for shift, ratio in zip(*both, strict=True)]
+            for both in zip(self.mean_shift.tolist(), self.sd_ratio.tolist(), strict=True)
+        ]
         rows = [
-            (*_cells(context), f"{root:.3f}", f"{p:.3f}", " ".join(f"{v:+.2f}" for v in shift), _joined(ratio))
-            for context, root, p, shift, ratio in zip(
-                self.contexts,
-                self.root_mmd.tolist(),
-                self.p_value.tolist(),
-                self.mean_shift.tolist(),
-                self.sd_ratio.tolist(),
-                strict=True,
+            (*context, f"{root:.3f}", f"{p:.3f}", *of_parameters)
+            for context, root, p, of_parameters in zip(
+                cells, self.root_mmd.tolist(), self.p_value.tolist(), moments, strict=True
             )
         ]
-        table = format_table((*self.columns, "√MMD", "p", "shift of means, sd", "sd ratio"), rows)
-        return f"{table}\nbaseline {', '.join(_cells(self.baseline))}; 95 % of its own √MMD are below {self.null_upper:.3f}"
+        table = format_table((*header, "√MMD", "p", *self.names), rows)
+        return (
+            f"{table}\nshift of the mean, in the baseline's sd, and (×) ratio of sd; baseline {baseline}: "
+            f"95 % of its own √MMD are below {self.null_upper:.3f}"
+        )
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ class ModelSensitivity:
         probs: Model probabilities, (G, B, J).
         baseline_probs: The same in the baseline, (B, J).
         kl: KL divergence to the baseline, (G, B), nats.
+        names: Names of the models, J.
     """
 
     contexts: Tensor
@@ -100,18 +108,18 @@ class ModelSensitivity:
     probs: Tensor
     baseline_probs: Tensor
     kl: Tensor
+    names: tuple[str, ...]
 
     def __str__(self) -> str:
+        header, cells, baseline = _table_of_contexts(self.contexts, self.columns, self.baseline)
         change = (self.probs - self.baseline_probs).abs().amax((1, 2))
         chosen = (self.probs.argmax(-1) != self.baseline_probs.argmax(-1)).double().mean(-1)
-        columns = self.kl.mean(-1), self.kl.amax(-1), change, chosen
-        rows = [
-            (*_cells(context), *(f"{float(v):.4f}" for v in values))
-            for context, *values in zip(self.contexts, *columns, strict=True)
-        ]
-        header = (*self.columns, "mean KL, nats", "largest KL", "largest change", "other model best")
+        columns = self.kl.mean(-1), self.kl.amax(-1), change, chosen, *self.probs.mean(1).unbind(-1)
+        rows = [(*cells[g], *(f"{float(values[g]):.4f}" for values in columns)) for g in range(len(cells))]
+        header = (*header, "mean KL", "largest KL", "largest change", "other best", *self.names)
         return (
-            f"{format_table(header, rows)}\nbaseline {', '.join(_cells(self.baseline))}, {self.kl.shape[1]} data sets"
+            f"{format_table(header, rows)}\nKL in nats; under models' names mean probabilities; "
+            f"baseline {baseline}; {self.kl.shape[1]} data sets"
         )
 
 
@@ -123,6 +131,7 @@ def prior_sensitivity(
     baseline: Any = None,
     num_samples: int = 500,
     num_null: int = 100,
+    names: Sequence[str] | None = None,
     seed: int | None = None,
 ) -> PriorSensitivity | ModelSensitivity:
     """Compare the posterior in each of some contexts with that in a baseline.
@@ -134,13 +143,15 @@ def prior_sensitivity(
         baseline: Context (C,); 1 everywhere if None, the analyst's own prior where contexts are powers.
         num_samples: Draws from each posterior; time and memory grow with their square.
         num_null: R.
+        names: Names of the parameters, or of the models; "θ0", … or "M0", … if None.
         seed: Seed; the global generator if None.
 
     Returns:
         `PriorSensitivity`, or `ModelSensitivity` over models; `str` of it is a table.
 
     Raises:
-        ValueError: If a shape does not fit, or a context lies outside what the net was trained on.
+        ValueError: If a shape does not fit, a context lies outside what the net was trained on, or there is not one name for
+            each parameter or model.
 
     Example:
         >>> class Exact:  # of x ~ N(θ, 1) with θ ~ N(0, 1/γ), in place of a `ContextPosterior`
@@ -159,19 +170,27 @@ def prior_sensitivity(
     width = contexts.shape[1]
     baseline = torch.ones(width) if baseline is None else as_finite_tensor(baseline, "baseline", width).float()
     known = getattr(posterior, "contexts", None) or getattr(getattr(posterior, "members", [None])[0], "contexts", None)
-    names = tuple(f"context[{i}]" for i in range(width)) if known is None else tuple(known.columns)
+    columns = tuple(f"context[{i}]" for i in range(width)) if known is None else tuple(known.columns)
     with seeded(seed), torch.no_grad():
         if hasattr(posterior, "log_bayes_factor") and not hasattr(posterior, "sample_batched"):
-            return _of_models(posterior, x, contexts, names, baseline)
+            return _of_models(posterior, x, contexts, columns, baseline, names)
         num, pairs = check_count(num_samples, "num_samples", 20), check_count(num_null, "num_null", 20)
-        return _of_parameters(posterior, x, contexts, names, baseline, num, pairs)
+        return _of_parameters(posterior, x, contexts, columns, baseline, num, pairs, names)
 
 
 def _of_parameters(
-    posterior: Any, x: Any, contexts: Tensor, names: tuple[str, ...], baseline: Tensor, num: int, num_null: int
+    posterior: Any,
+    x: Any,
+    contexts: Tensor,
+    columns: tuple[str, ...],
+    baseline: Tensor,
+    num: int,
+    num_null: int,
+    names: Sequence[str] | None,
 ) -> PriorSensitivity:
     x = as_finite_tensor(x, "x").unsqueeze(0)
     reference = posterior.sample_batched((num * (2 * num_null + 2),), x, baseline.unsqueeze(0)).double()[:, 0]
+    names = _check_names(names, reference.shape[-1], "θ", "parameter")
     measure, compared, *pairs = reference.split(num)  # what sets scales is not compared
     mean, sd = reference.mean(0), reference.std(0)
     scaled = [(part - mean) / sd for part in (measure, compared, *pairs)]
@@ -186,7 +205,7 @@ def _of_parameters(
     root = torch.stack([_root_mmd(each, scaled[1], bandwidth) for each in draws.unbind(1)])
     return PriorSensitivity(
         contexts,
-        names,
+        columns,
         baseline,
         root,
         null,
@@ -195,23 +214,46 @@ def _of_parameters(
         draws.std(0),
         _LEVELS,
         draws.quantile(levels, dim=0).transpose(0, 1) - reference_quantiles,
+        names,
     )
 
 
-def _of_models(posterior: Any, x: Any, contexts: Tensor, names: tuple[str, ...], baseline: Tensor) -> ModelSensitivity:
+def _of_models(
+    posterior: Any,
+    x: Any,
+    contexts: Tensor,
+    columns: tuple[str, ...],
+    baseline: Tensor,
+    names: Sequence[str] | None,
+) -> ModelSensitivity:
     reference = posterior.log_probs(x, baseline)
+    names = _check_names(names, reference.shape[-1], "M", "model")
     logs = torch.stack([posterior.log_probs(x, context) for context in contexts])
     kl = torch.stack([kl_to_exact(each, reference) for each in logs])
-    return ModelSensitivity(contexts, names, baseline, logs.exp(), reference.exp(), kl)
+    return ModelSensitivity(contexts, columns, baseline, logs.exp(), reference.exp(), kl, names)
+
+
+def _check_names(names: Sequence[str] | None, num: int, letter: str, what: str) -> tuple[str, ...]:
+    names = tuple(f"{letter}{j}" for j in range(num)) if names is None else tuple(names)
+    if len(names) != num:
+        raise ValueError(f"names must be {num} names, one for each {what}, got {names}.")
+    return names
 
 
 def _root_mmd(sample: Tensor, reference: Tensor, bandwidth: float) -> Tensor:
     return mmd_squared(sample, reference, bandwidth).clamp_min(0).sqrt()
 
 
-def _cells(context: Tensor) -> tuple[str, ...]:
-    return tuple(f"{value:g}" for value in context.tolist())
-
-
-def _joined(values: list[float]) -> str:
-    return " ".join(f"{value:.2f}" for value in values)
+def _table_of_contexts(
+    contexts: Tensor, columns: tuple[str, ...], baseline: Tensor
+) -> tuple[list[str], list[list[str]], str]:
+    """Header, cells and the baseline in words; values of one part that are equal everywhere share a column."""
+    table = torch.cat([baseline.unsqueeze(0), contexts])
+    header, kept = [], []
+    for part, numbers in itertools.groupby(range(len(columns)), lambda i: columns[i].split("[")[0]):
+        numbers = list(numbers)
+        alike = len(numbers) > 1 and bool((table[:, numbers] == table[:, numbers[:1]]).all())
+        header += [part] if alike else [columns[i] for i in numbers]
+        kept += numbers[:1] if alike else numbers
+    first, *others = [[f"{value:g}" for value in row] for row in table[:, kept].tolist()]
+    return header, others, ", ".join(f"{name} = {value}" for name, value in zip(header, first, strict=True))

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..utils.checks import as_finite_tensor, check_count
 from ..utils.seeding import seeded
-from .atypical_data import summary_atypicality
+from .atypical_data import members_in_one_context, summary_atypicality
 
 __all__ = ["SimulationGap", "simulation_gap"]
 
@@ -77,7 +77,7 @@ def simulation_gap(
 
     Args:
         ensemble: `DeepEnsemblePosterior` of sbi's amortised posteriors (`DirectPosterior`; of context posteriors,
-            `ensemble.condition_on(context)`) or of `ModelPosterior`.
+            `ensemble.condition_on(context)`) or of `ModelPosterior` (of a `ContextModelPosterior`, `condition_on(context)`).
         x: Observed data sets (B, *event), or one (*event).
         reference_x: Simulated ones (N, *event), of the same sizes and share of missing data, with parameters from the prior
             and not trained on. With N = 1,000 p-values go down to 0.002.
@@ -85,7 +85,7 @@ def simulation_gap(
         seed: Seed; the global generator if None.
 
     Raises:
-        TypeError: If members have neither `posterior_estimator` nor `summary`.
+        TypeError: If members have neither `posterior_estimator` nor `summary`, or the context is open.
         ValueError: If there are fewer than two members or 40 simulated sets, shapes do not fit, or a number is not finite.
 
     Example:
@@ -99,7 +99,7 @@ def simulation_gap(
         >>> (gap.p_value < 0.01).tolist()
         [False, True]
     """
-    members = list(getattr(ensemble, "members", [ensemble]))
+    members = members_in_one_context(ensemble)
     if len(members) < 2:
         raise ValueError("simulation_gap needs an ensemble of at least two members.")
     check_count(num_samples, "num_samples", 20)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from ..simulators.perception import Belief, Perception
 from ..simulators.reaching import ReachingPerception
 from ..utils.checks import check_count
 from ..utils.files import load_file, rebuilding, save_file
+from ..utils.warn_user import warn_user
 
 __all__ = ["NeuralActor"]
 
@@ -239,7 +239,7 @@ class NeuralActor(nn.Module):
         )
         if outside == "raise" or math.isnan(worst):
             raise ValueError(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+        warn_user(message, RuntimeWarning)
 
 
 def _rebuild_cost(description: dict[str, Any]) -> ActorCost:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..simulators.base import DesignSimulator
+from ..utils.warn_user import warn_user
 
 __all__ = ["log_likelihood_of_history", "log_sum_likelihood", "snmc", "spce"]
 
@@ -270,9 +270,7 @@ def _compiled() -> Callable[..., Any]:
             outcome = _differentiate(chunk, sums)
             failed.add(model)
             reason = str(err).strip().splitlines()[0] if str(err).strip() else ""
-            warnings.warn(
-                f"compile=True is ignored, torch.compile failed: {type(err).__name__}: {reason}", stacklevel=2
-            )
+            warn_user(f"compile=True is ignored, torch.compile failed: {type(err).__name__}: {reason}")
             return outcome
 
     return differentiate

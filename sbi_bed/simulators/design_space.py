@@ -1,9 +1,9 @@
 r"""Where designs live: a torch constraint, or a finite set of candidates.
 
 A policy net speaks in free coordinates u ∈ ℝ^F, roughly standard normal. A constrained space maps them by
-ξ = `biject_to(constraint)`(loc + scale · u); where the bijection bends, u first saturates softly at ±6, so that no net
-can drive a design to its bound or to infinity, where gradients die. A finite space reads u as scores of its candidates
-and takes the best one; in the backward pass the choice is a softmax (a straight-through gradient).
+ξ = b(loc + scale · u), b = `biject_to(constraint)`; where b bends, u first saturates softly at ±6, so that no net can
+drive a design to its bound or to infinity, where gradients die. A finite space reads u as scores of its candidates and
+takes the best one; in the backward pass the choice is a softmax (a straight-through gradient).
 
 A space may depend on the history: measurement times increase, a dose rises by steps. It is then a space of all designs,
 which nets standardise with, and for each history h_t the part of it where ξ_{t+1} lies, which maps u into the present

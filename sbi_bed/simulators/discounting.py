@@ -12,6 +12,7 @@ The link is the normal distribution function Φ. Models differ in V_1: `Hyperbol
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,11 @@ class Discounting(DesignSimulator, ABC):
     Args:
         prior: Distribution of (log k, α); the one above if None.
         lapse: ε, the probability of each answer that has nothing to do with the question, in [0, ½).
+        design_space: Questions (R, D) that may be asked: a `DesignSpace`, a torch constraint or candidates (N, 2); the one
+            above if None.
+
+    Raises:
+        ValueError: If `lapse` is out of range, or designs have not two values.
 
     Example:
         >>> class Additive(Discounting):
@@ -43,23 +49,21 @@ class Discounting(DesignSimulator, ABC):
 
     delayed_reward = 100.0
 
-    def __init__(self, prior: Distribution | None = None, lapse: float = 0.01):
+    def __init__(self, prior: Distribution | None = None, lapse: float = 0.01, design_space: Any = None):
         if not 0 <= lapse < 0.5:
             raise ValueError(f"lapse must lie in [0, 0.5), got {lapse}.")
         self.lapse = lapse
-        reward, delay = constraints.interval(0.0, self.delayed_reward), constraints.positive
         super().__init__(
             prior=_default_prior() if prior is None else prior,
             simulate=self._simulate,
-            design_space=DesignSpace(
-                constraints.cat([reward, delay], dim=-1, lengths=[1, 1]),
-                loc=torch.tensor([0.0, 4.25]),
-                scale=torch.tensor([1.5, 1.5]),
-                names=("immediate_reward", "delay_days"),
-            ),
+            design_space=_all_questions(self.delayed_reward) if design_space is None else design_space,
             log_likelihood=self._log_probability,
             outcome_space=constraints.boolean,
         )
+        if self.design_dim != 2:
+            raise ValueError(
+                f"a question is (immediate reward, delay): design_space must have 2 values, got {self.design_dim}."
+            )
 
     @abstractmethod
     def later_value(self, log_k: Tensor, delay: Tensor) -> Tensor:
@@ -78,6 +82,16 @@ class Discounting(DesignSimulator, ABC):
         sign = 2 * outcome.squeeze(-1) - 1
         chosen = torch.special.ndtr(sign * self.scaled_preference(theta, design))
         return torch.log(self.lapse + (1 - 2 * self.lapse) * chosen)
+
+
+def _all_questions(delayed_reward: float) -> DesignSpace:
+    reward, delay = constraints.interval(0.0, delayed_reward), constraints.positive
+    return DesignSpace(
+        constraints.cat([reward, delay], dim=-1, lengths=[1, 1]),
+        loc=torch.tensor([0.0, 4.25]),
+        scale=torch.tensor([1.5, 1.5]),
+        names=("immediate_reward", "delay_days"),
+    )
 
 
 def _default_prior() -> Distribution:

@@ -25,6 +25,7 @@ class ExponentialDiscounting(Discounting):
     Args:
         prior: Distribution of (log k, α); the one of `Discounting` if None.
         lapse: ε, the probability of each answer that has nothing to do with the question, in [0, ½).
+        design_space: Questions (R, D) that may be asked, as for `Discounting`.
 
     Example:
         >>> import torch

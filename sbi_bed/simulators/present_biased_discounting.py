@@ -10,6 +10,8 @@ discounting. Choices, and the priors of k and α, as in `Discounting`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import Beta, Distribution, HalfNormal, Normal
@@ -28,9 +30,10 @@ class PresentBiasedDiscounting(ExponentialDiscounting):
     Args:
         prior: Distribution of (log k, α, β); the one above if None.
         lapse: ε, the probability of each answer that has nothing to do with the question, in [0, ½).
+        design_space: Questions (R, D) that may be asked, as for `Discounting`.
 
     Raises:
-        ValueError: If `lapse` is out of range.
+        ValueError: If `lapse` is out of range, or designs have not two values.
 
     Example:
         >>> question, now = torch.tensor([[50.0, 30.0]]), torch.tensor([[0.0]])
@@ -39,8 +42,8 @@ class PresentBiasedDiscounting(ExponentialDiscounting):
         0.969
     """
 
-    def __init__(self, prior: Distribution | None = None, lapse: float = 0.01):
-        super().__init__(_default_prior() if prior is None else prior, lapse)
+    def __init__(self, prior: Distribution | None = None, lapse: float = 0.01, design_space: Any = None):
+        super().__init__(_default_prior() if prior is None else prior, lapse, design_space)
 
     def scaled_preference(self, theta: Tensor, design: Tensor) -> Tensor:
         """(V_1 − V_0) / α, shape (...), for theta (..., 3) and design (..., 2)."""

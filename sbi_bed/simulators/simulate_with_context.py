@@ -25,7 +25,7 @@ def simulate_with_context(
     simulator: Callable[..., Tensor] | Sequence[Callable[[Tensor], Tensor]],
     prior: Any,
     num_simulations: int,
-    context: Contexts | None = None,
+    contexts: Contexts | None = None,
     *,
     batch_size: int = 1000,
     seed: int | None = None,
@@ -43,7 +43,7 @@ def simulate_with_context(
             decides. Or a list of callables of theta, one for each option of the context's only `Choice`.
         prior: `PowerScaledPrior`; an object with `condition(context)`, contexts (B, C) → distribution; or a distribution.
         num_simulations: Number N of simulations.
-        context: What contexts are drawn from; γ in [0.5, 2] if None, for a `PowerScaledPrior`.
+        contexts: What contexts are drawn from; γ in [0.5, 2] if None, for a `PowerScaledPrior`.
         batch_size: Simulations at a time; the last batch may be smaller.
         seed: Seed; the global generator if None.
         num_workers: Processes; see `run_seeded`.
@@ -63,15 +63,15 @@ def simulate_with_context(
         >>> theta.shape, x.shape, context.shape
         (torch.Size([100, 3]), torch.Size([100, 3]), torch.Size([100, 3]))
     """
-    if context is None:
+    if contexts is None:
         if not isinstance(prior, PowerScaledPrior):
             raise TypeError(
-                "context must be Contexts(...), or the prior a PowerScaledPrior, whose powers are then drawn."
+                "contexts must be Contexts(...), or the prior a PowerScaledPrior, whose powers are then drawn."
             )
-        context = Contexts.power_scaling(prior)
-    if not isinstance(context, Contexts):
-        raise TypeError(f"context must be Contexts(...), which contexts are drawn from, got {context!r}.")
-    simulate = partial(_simulate_batch, _of_theta_and_parts(simulator, context), prior, context)
+        contexts = Contexts.power_scaling(prior)
+    if not isinstance(contexts, Contexts):
+        raise TypeError(f"contexts must be Contexts(...), which contexts are drawn from, got {contexts!r}.")
+    simulate = partial(_simulate_batch, _of_theta_and_parts(simulator, contexts), prior, contexts)
     total, size = check_count(num_simulations, "num_simulations"), check_count(batch_size, "batch_size")
     sizes = [min(size, total - start) for start in range(0, total, size)]
     batches = run_seeded(
@@ -84,7 +84,7 @@ def simulate_with_context(
 def simulate_models_with_context(
     models: Sequence[Callable[[dict[str, Tensor]], Tensor]],
     num_simulations: int,
-    context: Contexts,
+    contexts: Contexts,
     model_prior: Any = None,
     **settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,7 +95,7 @@ def simulate_models_with_context(
             with parameters drawn from the model's prior in these contexts; such as `NestedNormal.scaled_models`. All
             data sets must have one shape: pad them alike.
         num_simulations: Number N of data sets.
-        context: What contexts are drawn from.
+        contexts: What contexts are drawn from.
         model_prior: Positive weights (J,) of the models; equal ones if None.
         **settings: `batch_size`, `seed`, `num_workers` and `show_progress_bars`, as for `simulate_models`.
 
@@ -103,7 +103,7 @@ def simulate_models_with_context(
         model_index (N,), x (N, ..., features + 1) and context (N, C).
 
     Raises:
-        TypeError: If `context` is no `Contexts`.
+        TypeError: If `contexts` is no `Contexts`.
         ValueError: As for `simulate_models`.
 
     Example:
@@ -114,11 +114,11 @@ def simulate_models_with_context(
         >>> x.shape, context.shape
         (torch.Size([100, 5, 10, 2]), torch.Size([100, 1]))
     """
-    if not isinstance(context, Contexts):
-        raise TypeError(f"context must be Contexts(...), which contexts are drawn from, got {context!r}.")
+    if not isinstance(contexts, Contexts):
+        raise TypeError(f"contexts must be Contexts(...), which contexts are drawn from, got {contexts!r}.")
     with seeded(0):
-        event_shape = tuple(models[0](context.split(context.sample((1,)))).shape[1:])
-    callables = [partial(_packed_data, model, context) for model in models]
+        event_shape = tuple(models[0](contexts.split(contexts.sample((1,)))).shape[1:])
+    callables = [partial(_packed_data, model, contexts) for model in models]
     model_index, packed = simulate_models(callables, num_simulations, model_prior, **settings)
     return model_index, *unpack_context(packed, event_shape)
 

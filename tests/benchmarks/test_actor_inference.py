@@ -101,15 +101,13 @@ def test_recovery(cost):
     Where costs do not scale, people act by the numerical minimiser, and are inferred with a trained net, which is faster.
     """
     people = simulator = BayesianActor(OptimalActor(cost))
-    settings = {}
     if not people.power_law:
-        settings = {"num_particles": 128, "num_moves": 150}  # posteriors with several modes and plateaus
         simulator = BayesianActor(ActorTrainer(cost, show_progress_bars=False).train(num_steps=5000, seed=0))
     torch.manual_seed(3)
     theta = simulator.prior.sample((100,))
     x = observe(people, theta.unsqueeze(1), 100, 60)
     start = time.process_time()
-    found = many_posteriors(simulator, x, seed=0, **settings)
+    found = many_posteriors(simulator, x, seed=0)
     seconds = time.process_time() - start
     low, high = found.theta.quantile(torch.tensor([0.05, 0.95]).double(), dim=0)
     coverage = ((theta >= low) & (theta <= high)).double().mean(0)

@@ -173,7 +173,7 @@ def test_power_scaling():
     simulated = simulate_with_context(
         lambda theta: theta @ MATRIX.T + noise * torch.randn_like(theta), prior, 20_000, contexts, seed=0
     )
-    trainer = ContextNPE(prior, show_progress_bars=False, context=contexts).append_simulations(*simulated)
+    trainer = ContextNPE(prior, show_progress_bars=False, contexts=contexts).append_simulations(*simulated)
     posterior = trainer.train(max_num_epochs=30, seed=0).build_posterior()
     seconds = time.process_time() - begin
     with seeded(0):

@@ -43,7 +43,7 @@ class Clock:
 
 
 def train_gaussian(num_simulations, contexts=POWERS):
-    trainer = ContextNPE(MODEL.prior, show_progress_bars=False, context=contexts)
+    trainer = ContextNPE(MODEL.prior, show_progress_bars=False, contexts=contexts)
     trainer.append_simulations(*simulate_with_context(MODEL, MODEL.prior, num_simulations, contexts, seed=1))
     return trainer.train(**SETTINGS).build_posterior()
 
@@ -98,7 +98,7 @@ class MovedBox:
 
 def test_a_support_that_moves():
     contexts = Contexts(upper=UniformRange(1.0, 3.0))
-    trainer = ContextNPE(MovedBox(), show_progress_bars=False, context=contexts)
+    trainer = ContextNPE(MovedBox(), show_progress_bars=False, contexts=contexts)
     simulator = lambda theta: theta + 0.5 * torch.randn_like(theta)  # noqa: E731
     trainer.append_simulations(*simulate_with_context(simulator, MovedBox(), 20_000, contexts, seed=0))
     posterior, integrals, outside, total = trainer.train(**SETTINGS).build_posterior(), [], 0, 0
@@ -161,7 +161,7 @@ def test_an_outbreak_under_a_thousand_priors(num_simulations):
 
     def train(in_contexts):
         net = torch.nn.Sequential(torch.nn.Linear(14, 64), torch.nn.SiLU(), torch.nn.Linear(64, 32))
-        trainer = ContextNPE(prior, show_progress_bars=False, embedding_net=net, context=in_contexts, **logs)
+        trainer = ContextNPE(prior, show_progress_bars=False, embedding_net=net, contexts=in_contexts, **logs)
         trainer.append_simulations(*simulate_with_context(outbreak, prior, num_simulations, in_contexts, seed=1))
         return trainer.train(128, 1e-3, max_num_epochs=40, seed=0).build_posterior()
 

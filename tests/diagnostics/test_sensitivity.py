@@ -43,7 +43,17 @@ def test_distance_grows_with_the_power_and_is_null_at_the_baseline():
     again = prior_sensitivity(Exact(), X, GRID, num_samples=300, seed=1)
     assert torch.equal(again.root_mmd, found.root_mmd)
     text = str(found)
-    assert "gamma[0]" in text and "√MMD" in text and "0.5" in text and f"{far:.3f}" in text
+    assert text.split()[:2] == ["gamma", "√MMD"] and f"{far:.3f}" in text and "baseline gamma = 1:" in text
+
+
+def test_tables_name_contexts_and_parameters():
+    apart = torch.tensor([[0.5, 1.0, 2.0], [1.0, 1.0, 1.0]])
+    found = prior_sensitivity(Exact(), X, apart, num_samples=100, num_null=20, names=("a", "b", "c"), seed=0)
+    header, _, first, second, note = str(found).splitlines()
+    assert header.split() == ["gamma[0]", "gamma[1]", "gamma[2]", "√MMD", "p", "a", "b", "c"]
+    assert first.split()[:3] == ["0.5", "1", "2"] and second.split()[:3] == ["1", "1", "1"]
+    assert f"{float(found.mean_shift[0, 2]):+.2f} (×{float(found.sd_ratio[0, 2]):.2f})" in first
+    assert "baseline gamma[0] = 1, gamma[1] = 1, gamma[2] = 1" in note
 
 
 def test_p_values_are_uniform_where_nothing_changes():
@@ -79,7 +89,8 @@ def test_model_probabilities_move_as_they_should():
     zero = x * torch.tensor([0.0, 1.0]) + torch.randn(5, 6, 5, 1) * torch.tensor([1.0, 0.0])
     probs = prior_sensitivity(ExactModels(), zero, [[0.1], [1.0], [10.0]]).probs[..., 0].mean(-1)
     assert probs[0] > probs[1] > probs[2]
-    assert "other model best" in str(found) and "5 data sets" in str(found)
+    assert "other best" in str(found) and "baseline context[0] = 1; 5 data sets" in str(found)
+    assert "other best      M0      M1" in str(found) and f"{float(found.probs[0, :, 1].mean()):.4f}" in str(found)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +99,7 @@ def test_model_probabilities_move_as_they_should():
         ({"contexts": torch.ones(3)}, r"contexts must have shape \(G, C\)"),
         ({"contexts": torch.ones(2, 3), "baseline": [1.0]}, "baseline must have 3 values"),
         ({"contexts": torch.ones(2, 3), "num_null": 5}, "num_null must be at least 20"),
+        ({"contexts": torch.ones(2, 3), "names": ["a"]}, "names must be 3 names, one for each parameter"),
     ],
 )
 def test_what_is_refused(settings, match):

@@ -98,7 +98,7 @@ def test_the_same_seed_gives_the_same_policy():
     [
         (lambda s: ContextPolicy(s, CONTEXTS)(torch.zeros(0, 3)), ValueError, "which context"),
         (lambda s: ContextPolicy(s, CONTEXTS).in_context([9.0, 1.0]), ValueError, "lies outside"),
-        (lambda s: ContextDAD(s, s.prior, 1), TypeError, "context must be"),
+        (lambda s: ContextDAD(s, s.prior, 1), TypeError, "contexts must be"),
         (lambda s: ContextDAD(s, s.prior, 1, CONTEXTS, DeepSetsPolicy(s)), TypeError, "ContextPolicy"),
         (lambda s: ContextDAD(s, PowerScaledPrior(s.prior), 1).train(learning_rate=0), ValueError, "learning_rate"),
         (lambda s: ContextDAD(s, PowerScaledPrior(s.prior), 0), ValueError, "horizon"),

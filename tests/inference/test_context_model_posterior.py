@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sbi_bed.diagnostics import kl_to_exact, prior_sensitivity
-from sbi_bed.inference import ContextModelPosterior, ModelComparison, ModelPosterior
+from sbi_bed.diagnostics import atypicality, kl_to_exact, model_report, prior_sensitivity, simulation_gap
+from sbi_bed.inference import ContextModelPosterior, DeepEnsemblePosterior, ModelComparison, ModelPosterior
 from sbi_bed.neural_nets import ContextEmbedding, EvidenceClassifier, HierarchicalEmbedding
 from sbi_bed.simulators import Contexts, LogUniform, NestedNormal, simulate_models_with_context
 from sbi_bed.utils import pack_context
@@ -33,6 +33,28 @@ def test_a_net_over_models_in_contexts():
         posterior.probs(x, [20.0])
     with pytest.raises(ValueError, match="one context"):
         posterior.condition_on(context)
+
+
+def test_an_ensemble_in_one_context_is_an_ensemble_and_reports_take_it(tmp_path):
+    torch.manual_seed(0)
+    nets = [EvidenceClassifier(ContextEmbedding((4,), 1, log_columns=[True]), 3, 37) for _ in range(3)]
+    ensemble = DeepEnsemblePosterior([ModelPosterior(net, torch.ones(3), (5,)) for net in nets], [1.0, 2.0, 3.0])
+    posterior, x, reference_x = ContextModelPosterior(ensemble, CONTEXTS), torch.randn(4, 4), torch.randn(200, 4)
+    x[3] = 30.0  # nothing like it was simulated
+    one, packed, other = posterior.condition_on([2.0]), pack_context(x, [2.0]), [1.0, 1.0, 2.0]
+    torch.testing.assert_close(one.probs(x, other), posterior.probs(x, [2.0], other))
+    torch.testing.assert_close(one.spread(x), ensemble.spread(packed))
+    torch.testing.assert_close(one.log_bayes_factor(x, 0, 2), posterior.log_bayes_factor(x, 0, 2, [2.0]))
+    with pytest.raises(TypeError, match="save needs members that are ModelPosterior"):
+        one.save(tmp_path / "posterior.pt")
+    by_hand = ensemble, packed, pack_context(reference_x, [2.0])
+    gap = simulation_gap(one, x, reference_x, seed=0)
+    torch.testing.assert_close(gap.p_value, simulation_gap(*by_hand, seed=0).p_value)
+    assert gap.p_value[3] < 0.02 < gap.p_value[:3].min()
+    assert str(model_report(one, x, reference_x, seed=0)) == str(model_report(*by_hand, seed=0))
+    for report in (simulation_gap, model_report, atypicality):
+        with pytest.raises(TypeError, match=r"in which context\? Give posterior.condition_on\(context\)"):
+            report(posterior, x, reference_x, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +100,7 @@ def test_scaled_models_draw_from_the_scaled_prior():
 
 
 def test_what_is_refused():
-    with pytest.raises(TypeError, match="context must be Contexts"):
+    with pytest.raises(TypeError, match="contexts must be Contexts"):
         simulate_models_with_context(NestedNormal(2, 2).scaled_models, 10, torch.ones(1))
     with pytest.raises(ValueError, match="mean_variance must be positive"):
         NestedNormal(2, 2, mean_variance=0.0)

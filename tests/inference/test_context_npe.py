@@ -28,7 +28,7 @@ SMALL = {"hidden_features": 32, "num_transforms": 3}
 @pytest.fixture(scope="module")
 def gaussian():
     simulations = simulate_with_context(MODEL, MODEL.prior, 20_000, POWERS, seed=1)
-    trainer = ContextNPE(MODEL.prior, show_progress_bars=False, context=POWERS, **SMALL)
+    trainer = ContextNPE(MODEL.prior, show_progress_bars=False, contexts=POWERS, **SMALL)
     return trainer.append_simulations(*simulations).train(256, 3e-3, max_num_epochs=8, seed=0).build_posterior()
 
 
@@ -120,6 +120,16 @@ def test_a_saved_posterior_gives_the_same_numbers(gaussian, tmp_path):
         loaded.sample((1,), x=x, context=[3.0, 1.0, 1.0])
 
 
+@pytest.mark.filterwarnings("ignore:Unknown kwargs")  # of sbi, which hands it on
+def test_a_setting_that_is_no_plain_data_is_refused_when_it_is_saved(tmp_path):
+    theta, x, context = simulate_with_context(MODEL, MODEL.prior, 200, POWERS, seed=0)
+    trainer = ContextNPE(MODEL.prior, show_progress_bars=False, activation=nn.Tanh, **SMALL)
+    posterior = trainer.append_simulations(theta, x, context).train(max_num_epochs=1, seed=0).build_posterior()
+    with pytest.raises(TypeError, match=r"model_settings\['activation'\] cannot be saved"):
+        posterior.save(tmp_path / "posterior.pt")
+    assert not (tmp_path / "posterior.pt").exists()
+
+
 # ---- supports that move with the context
 
 
@@ -137,7 +147,7 @@ def moved():
     def simulate(theta):
         return theta + 0.5 * torch.randn_like(theta)
 
-    trainer = ContextNPE(MovedBox(), show_progress_bars=False, context=contexts, **SMALL)
+    trainer = ContextNPE(MovedBox(), show_progress_bars=False, contexts=contexts, **SMALL)
     trainer.append_simulations(*simulate_with_context(simulate, MovedBox(), 10_000, contexts, seed=0))
     return trainer.train(256, 3e-3, max_num_epochs=5, seed=0).build_posterior()
 
@@ -222,8 +232,8 @@ def simulations(num=300):
     return simulate_with_context(MODEL, MODEL.prior, num, POWERS, seed=1)
 
 
-def appended(theta, x, contexts, **settings):
-    return small_trainer(**settings).append_simulations(theta, x, contexts)
+def appended(theta, x, context, **settings):
+    return small_trainer(**settings).append_simulations(theta, x, context)
 
 
 def small_trainer(**settings):
@@ -303,7 +313,7 @@ def test_the_simulator_is_a_context_and_grouped_data_have_their_own_net(tmp_path
         return torch.cat([values, torch.ones_like(values)], -1)
 
     trainer = ContextNPE(
-        prior, "mdn", show_progress_bars=False, embedding_net=HierarchicalEmbedding(1, hidden_dim=16), context=contexts
+        prior, "mdn", show_progress_bars=False, embedding_net=HierarchicalEmbedding(1, hidden_dim=16), contexts=contexts
     )
     trainer.append_simulations(*simulate_with_context(simulate, prior, 4000, contexts, seed=0))
     posterior = trainer.train(128, 3e-3, max_num_epochs=5, seed=0).build_posterior()
@@ -367,7 +377,10 @@ def over_two_parameters():
     [
         (lambda: ContextNPE(3.0), TypeError, "prior must be"),
         (lambda: ContextNPE(MODEL.prior, embedding_net=3), TypeError, "torch module"),
-        (lambda: ContextNPE(MODEL.prior, context=torch.ones(3)), TypeError, "Contexts"),
+        (lambda: ContextNPE(MODEL.prior, contexts=torch.ones(3)), TypeError, "Contexts"),
+        (lambda: ContextNPE(MODEL.prior, context=POWERS), TypeError, "what contexts are drawn from is contexts="),
+        (lambda: ContextNPE(MODEL.prior, x_dist=MODEL.prior.prior), TypeError, "x_dist is no .* known from prior"),
+        (lambda: ContextNPE(MODEL.prior, z_score_x="none"), TypeError, "z_score_x is no setting of the estimator"),
         (lambda: ContextNPE(MODEL.prior).train(), ValueError, "there are no simulations"),
         (lambda: ContextNPE(MODEL.prior).build_posterior(), ValueError, "call train"),
         (
@@ -386,7 +399,7 @@ def over_two_parameters():
             "begin with the 3 powers",
         ),
         (
-            lambda: appended(torch.ones(1, 3), torch.ones(1, 4), [[1, 1, 9.0]], context=POWERS),
+            lambda: appended(torch.ones(1, 3), torch.ones(1, 4), [[1, 1, 9.0]], contexts=POWERS),
             ValueError,
             "outside",
         ),

@@ -197,7 +197,7 @@ def test_wrong_checkpoints_are_refused(tmp_path):
         {"num_steps": 3},
         {"learning_rate": 0.5},
         {"gradient": "score"},
-        {"max_grad_norm": 2.0},
+        {"clip_max_norm": 2.0},
     ):
         (name,) = changes
         with pytest.raises(ValueError, match=f"is a checkpoint of a training with .*{name}"):
@@ -303,7 +303,7 @@ def test_what_cannot_be_trained_is_refused(build, error, message):
         ({"gradient": "backwards"}, ValueError, "gradient must be 'auto', 'pathwise' or 'score'"),
         ({"baseline": "own"}, ValueError, "baseline must be 'prefix', 'mean' or 'none'"),
         ({"resume": True}, ValueError, "resume=True needs checkpoint="),
-        ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm must be positive"),
+        ({"clip_max_norm": 0.0}, ValueError, "clip_max_norm must be positive"),
         ({"final_learning_rate": 2.0}, ValueError, "final_learning_rate must be a share"),
         ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be at least 1"),
     ],

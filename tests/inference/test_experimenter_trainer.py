@@ -92,7 +92,7 @@ def test_time_runs_out_and_streams_grow():
     timed = trainer(GradientExperimenter(1, 1.5))
     timed.train(10_000, max_seconds=1.5, **SHORT)
     assert 0 < timed.num_steps < 10_000
-    settings = ExperimenterSettings(1e-3, 0.01, 10, 4, 8, 300, 16, 1.0, 1.0, None, None)
+    settings = ExperimenterSettings(1e-3, 0.01, 1.0, 10, 4, 8, 300, 16, 1.0, None, None)
     assert [settings.length_at(done) for done in (0.0, 0.25, 0.5, 1.0)] == [40, 170, 300, 300]
 
 
@@ -111,7 +111,7 @@ def test_errors_say_what_is_wrong():
         ("num_steps", 0, "num_steps must be at least 1"),
         ("learning_rate", -1.0, "learning_rate must be positive"),
         ("propensity_weight", -1.0, "must not be negative"),
-        ("max_grad_norm", 0.0, "max_grad_norm must be positive"),
+        ("clip_max_norm", 0.0, "clip_max_norm must be positive"),
     ):
         with pytest.raises(ValueError, match=message):
             ready.train(**{name: value})

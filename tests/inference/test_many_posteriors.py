@@ -72,9 +72,9 @@ def test_modes_get_their_masses():
 def test_populations_that_disagree_are_named():
     """Eight particles: each population keeps one of two modes, or a share of its own."""
     simulator = bumps(TruncatedIndependent([Uniform(-10.0, 10.0)]))
-    with pytest.warns(UserWarning, match="the populations of 1 of 1 experiments disagree"):
+    with pytest.warns(UserWarning, match="the populations of 1 of 1 experiments disagree") as caught:
         found = many_posteriors(simulator, torch.tensor([[0.5, 8.0, 1.0]]), num_particles=8, num_moves=80, seed=0)
-    assert found.rhat.max() > 1.05
+    assert found.rhat.max() > 1.05 and caught[0].filename == __file__
 
 
 def test_split_rhat():

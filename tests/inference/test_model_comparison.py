@@ -294,8 +294,11 @@ def test_a_collapse_to_chance_is_noticed_and_started_again(test_x):
     comparison = ModelComparison(3, Dead(), show_progress_bars=False).append_simulations(
         *Gaussians.simulate(4000, UNIFORM)
     )
-    with pytest.warns(RuntimeWarning, match="no better apart than chance: it is started again from other weights"):
+    with pytest.warns(
+        RuntimeWarning, match="no better apart than chance: it is started again from other weights"
+    ) as caught:
         comparison.train(64, max_num_epochs=8, seed=0)
+    assert {w.filename for w in caught if w.category is RuntimeWarning} == {__file__}
     assert divergence(comparison.build_posterior(), test_x) < 0.02
     assert len(comparison.validation_losses) == 8
 

@@ -1,14 +1,59 @@
 """What trainers share: steps until the time is up, the simulations held out, settings from a call's arguments."""
 
+import inspect
 import time
 
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector
 
+from sbi_bed.inference import (
+    DAD,
+    ActorTrainer,
+    ContextDAD,
+    ContextNPE,
+    ExperimenterTrainer,
+    ModelComparison,
+    train_ensemble,
+)
 from sbi_bed.inference.trainers.settings import TrainingSettings
 from sbi_bed.inference.trainers.shared_split import split_rows
 from sbi_bed.inference.trainers.steps import Steps
+from sbi_bed.policies import DeepSetsPolicy, ExperimenterTransformer, NeymanTeacher
+from sbi_bed.simulators import LocationFinding, QuadraticEffortCost, TreatmentStream
 from sbi_bed.utils.checks import check_positive
+
+
+def test_all_that_trains_shows_its_progress_unless_told_not_to():
+    trainers = ActorTrainer, ContextDAD, ContextNPE, DAD, ExperimenterTrainer, ModelComparison, train_ensemble
+    for trainer in trainers:
+        assert inspect.signature(trainer).parameters["show_progress_bars"].default is True, trainer
+
+
+def trained_policy(**settings):
+    torch.manual_seed(4)
+    policy = DeepSetsPolicy(LocationFinding(), hidden_dim=4, summary_dim=2)
+    return DAD(LocationFinding(), 2, policy, show_progress_bars=False).train(4, 4, 3, seed=0, **settings)
+
+
+def trained_actor(**settings):
+    trainer = ActorTrainer(QuadraticEffortCost(), hidden_dim=4, num_layers=1, show_progress_bars=False)
+    return trainer.train(4, 16, num_validation=0, seed=0, **settings)
+
+
+def trained_experimenter(**settings):
+    torch.manual_seed(4)
+    student = ExperimenterTransformer(1, width=8, num_layers=1, num_heads=2)
+    trainer = ExperimenterTrainer(TreatmentStream(1.5), NeymanTeacher(1, 1.5), student, show_progress_bars=False)
+    return trainer.train(4, 2, num_episodes=2, num_units=6, units_per_episode=3, seed=3, **settings)
+
+
+@pytest.mark.parametrize("train", [trained_policy, trained_actor, trained_experimenter])
+def test_gradients_are_clipped_to_a_norm_or_to_none(train):
+    free, far, tight = (
+        parameters_to_vector(train(clip_max_norm=norm).parameters()).detach() for norm in (None, 1e9, 1e-12)
+    )
+    assert torch.equal(free, far) and not torch.allclose(free, tight, atol=1e-5)
 
 
 def test_steps_count_on_from_where_a_training_stood():
@@ -56,14 +101,14 @@ def test_settings_are_taken_from_arguments_by_name():
     def train(learning_rate, num_steps, seed=None, unrelated=None):
         rest = dict.fromkeys(("max_design_gradient", "num_shards", "max_seconds", "first_trials"))
         rest |= {"gradient": "auto", "baseline": "prefix", "proposal": "prior", "objective": "parameters"}
-        rest |= {"batch_size": 8, "num_contrastive": 7, "max_grad_norm": 1.0, "compile": False, "bound_steps": 0}
+        rest |= {"batch_size": 8, "num_contrastive": 7, "clip_max_norm": 1.0, "compile": False, "bound_steps": 0}
         return TrainingSettings.of({**locals(), **rest}, final_learning_rate=0.5)
 
     settings = train(0.1, 20, seed=4)
     assert (settings.learning_rate, settings.num_steps, settings.seed, settings.batch_size) == (0.1, 20, 4, 8)
     assert settings.final_learning_rate == 0.5 and "unrelated" not in settings.as_plain_data()
     with pytest.raises(KeyError, match="batch_size"):
-        TrainingSettings.of({"learning_rate": 0.1, "final_learning_rate": 0.1, "num_steps": 3})
+        TrainingSettings.of({"learning_rate": 0.1, "final_learning_rate": 0.1, "clip_max_norm": 1.0, "num_steps": 3})
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     if "RANK" not in os.environ or os.environ["RANK"] == "0":
         torch.manual_seed(0)
     trainer = DAD(simulator, 3, policy, show_progress_bars=False)
-    trainer.train(5, 32, 31, 1e-2, seed=3, num_shards=shards, max_grad_norm=1e9)
+    trainer.train(5, 32, 31, 1e-2, seed=3, num_shards=shards, clip_max_norm=1e9)
     gradient = torch.cat([p.grad.flatten() for p in policy.parameters()])
     weights = torch.cat([p.detach().flatten() for p in policy.parameters()])
     if os.environ.get("RANK", "0") == "0":

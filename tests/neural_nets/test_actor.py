@@ -81,8 +81,9 @@ def test_what_is_outside_raises_or_warns():
     with pytest.warns(RuntimeWarning, match="stimulus = 9 is outside"):
         actor.check_inside(outside="warn", stimulus=9.0)
     actor.outside = "warn"
-    with pytest.warns(RuntimeWarning, match="sigma_r = 0.6 is outside"):
+    with pytest.warns(RuntimeWarning, match="sigma_r = 0.6 is outside") as caught:
         actor(m, **(GIVEN | {"sigma_r": 0.6}), gamma=2.0)
+    assert caught[0].filename == __file__
     with pytest.raises(ValueError, match="no parameter 'tau'"):
         actor.check_inside(tau=1.0)
     with pytest.raises(ValueError, match="'raise' or 'warn', got 'ignore'"):

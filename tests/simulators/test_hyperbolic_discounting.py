@@ -7,7 +7,14 @@ import pytest
 import torch
 from scipy import stats
 
-from sbi_bed.simulators import HyperbolicDiscounting
+from sbi_bed.policies import RandomPolicy
+from sbi_bed.simulators import (
+    DesignSpace,
+    ExponentialDiscounting,
+    HyperbolicDiscounting,
+    PresentBiasedDiscounting,
+    simulate_histories,
+)
 
 
 def draws(n):
@@ -98,3 +105,19 @@ def test_outcomes_are_discrete():
     with pytest.raises(ValueError, match="outside the outcome space"):
         simulator.check_outcome([0.5])
     assert simulator.log_likelihood(torch.zeros(4, 1, 2) + 1, torch.ones(3, 2), torch.ones(1)).shape == (4, 3)
+
+
+@pytest.mark.parametrize("kind", [HyperbolicDiscounting, ExponentialDiscounting, PresentBiasedDiscounting])
+def test_questions_may_be_a_list(kind):
+    questions = torch.tensor([[20.0, 7.0], [50.0, 30.0], [80.0, 365.0]])
+    simulator = kind(design_space=questions)
+    theta, x = simulate_histories(simulator, RandomPolicy(simulator), 20, 10, seed=0)
+    assert {tuple(q) for q in x[..., :2].flatten(0, 1).tolist()} == {tuple(q) for q in questions.tolist()}
+    free = kind().log_likelihood(theta.unsqueeze(1), x[..., :2], x[..., 2:3])
+    assert torch.equal(simulator.log_likelihood(theta.unsqueeze(1), x[..., :2], x[..., 2:3]), free)
+    assert kind(design_space=DesignSpace(candidates=questions, names=("now", "days"))).design_space.names == (
+        "now",
+        "days",
+    )
+    with pytest.raises(ValueError, match="design_space must have 2 values, got 1"):
+        kind(design_space=torch.ones(4, 1))

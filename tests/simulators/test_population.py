@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sbi.inference import NPE
 from sbi.neural_nets import posterior_nn
 
@@ -49,6 +51,23 @@ def test_sizes_seed_and_mask(population):
     assert (x[x[..., -1] == 0] == 0).all() and torch.isfinite(x).all()
     for again, first in zip(population.sample(50, seed=0), (phi, x), strict=True):
         assert torch.equal(again, first)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.tuples(st.integers(1, 4), st.integers(0, 3)), st.tuples(st.integers(1, 5), st.integers(0, 4)), st.integers(0, 9)
+)
+def test_any_sizes_are_packed_behind_their_mask(simulator, persons, trials, seed):
+    """Between the least and the most people and trials, real ones first, the mask 0 or 1, and nothing behind it."""
+    (least, most), (short, long) = ((low, low + more) for low, more in (persons, trials))
+    population = Population(simulator, num_persons=(least, most), num_trials=(short, long))
+    _, x = population.sample(6, seed=seed)
+    mask = x[..., -1]
+    assert x.shape == (6, most, long, 3) and ((mask == 0) | (mask == 1)).all() and (x[mask == 0] == 0).all()
+    assert (mask.diff(dim=-1) <= 0).all() and (mask.amax(-1).diff(dim=-1) <= 0).all()
+    people, numbers = mask.amax(-1).sum(-1), mask.sum(-1)
+    assert ((people >= least) & (people <= most)).all() and ((numbers == 0) | (numbers >= short)).all()
+    assert (x[..., 1][mask == 1] > 0).all()
 
 
 def test_summary_is_in_the_units_of_theta(population):

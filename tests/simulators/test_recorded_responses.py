@@ -1,7 +1,11 @@
 """Reading stimuli and responses, and what comes of bad files."""
 
+import csv
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sbi_bed.simulators import BayesianActor, OptimalActor, QuadraticCost, pack_responses, read_responses
 from sbi_bed.utils import unpack_history
@@ -30,6 +34,29 @@ def test_each_person_in_order_of_the_file(write):
     designs, _ = unpack_history(x, 1)
     assert torch.equal(designs[0], people["ann"].stimuli)
     assert torch.equal(pack_responses([people["12"]]), people["12"].history.unsqueeze(0))
+
+
+POSITIVE = st.floats(2**-20, 2**20, width=32)
+TRIALS = st.tuples(st.text("abcé, \"'", min_size=1, max_size=3), POSITIVE, POSITIVE, POSITIVE)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(TRIALS.filter(lambda row: row[0].strip()), min_size=1, max_size=12), st.integers(0, 3))
+def test_any_table_comes_back_exactly(tmp_path, rows, extra):
+    """From a file by Python's own writer, through reading and packing, to each person's numbers in order."""
+    path = tmp_path / "responses.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("subject", "stimulus", "sigma", "response"), *rows])
+    people = read_responses(path, noise="sigma")
+    own = {}
+    for who, *numbers in rows:
+        own.setdefault(who.strip(), []).append(numbers)
+    assert list(people) == list(own)
+    horizon = extra + max(map(len, own.values()))
+    x = pack_responses(people, horizon)
+    assert x.shape == (len(own), horizon, 4) and (x[x[..., -1] == 0] == 0).all()
+    for packed, numbers in zip(x, own.values(), strict=True):
+        assert packed[: len(numbers)].tolist() == [[*row, 1.0] for row in numbers] and packed[len(numbers) :].sum() == 0
 
 
 def test_noise_levels_are_second_designs(write):

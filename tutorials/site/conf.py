@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -43,29 +44,48 @@ napoleon_custom_sections = [("Shapes", "notes_style")]
 
 
 class Room(SphinxDirective):
-    """All public names of a room of the package, as its `__all__` has them: a table, then each with its docstring."""
+    """All public names of a room of the package, as its `__all__` has them: a table, then file by file with what it says."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Write the directives for each name, and let Sphinx read them."""
-        module = importlib.import_module(f"sbi_bed.{self.arguments[0]}")
-        names = sorted(module.__all__, key=str.lower)
+        """Write the directives for each file and name, and let Sphinx read them."""
+        room = importlib.import_module(f"sbi_bed.{self.arguments[0]}")
+        names = sorted(room.__all__, key=str.lower)
+        files: dict[str, list[str]] = {}
+        for name in names:
+            files.setdefault(getattr(room, name).__module__, []).append(name)
         lines = [
-            f".. currentmodule:: {module.__name__}",
+            f".. currentmodule:: {room.__name__}",
             "",
             ".. autosummary::",
             "",
             *(f"   {name}" for name in names),
             "",
         ]
-        for name in names:
-            member = getattr(module, name)
-            kind = "autoclass" if isinstance(member, type) else "autofunction"
-            lines += [f".. {kind}:: {module.__name__}.{name}"]
-            lines += [] if member.__module__.startswith(module.__name__) else ["   :no-index:"]  # a lower room's
-            lines += [""]
-        return self.parse_text_to_nodes("\n".join(lines))
+        for file in sorted(files):
+            if file.startswith(room.__name__):
+                title = file.removeprefix(f"{room.__name__}.")
+                lines += [
+                    title,
+                    "-" * len(title),
+                    "",
+                    f".. automodule:: {file}",
+                    "   :no-members:",
+                    "   :no-index:",
+                    "",
+                ]
+                lines += itertools.chain(*(self._entry(room, name) for name in files[file]))
+        lower = [name for name in names if not getattr(room, name).__module__.startswith(room.__name__)]
+        if lower:
+            lines += ["From lower rooms", "----------------", ""]
+            lines += itertools.chain(*(self._entry(room, name, "   :no-index:") for name in lower))
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+    @staticmethod
+    def _entry(room: ModuleType, name: str, *options: str) -> list[str]:
+        kind = "autoclass" if isinstance(getattr(room, name), type) else "autofunction"
+        return [f".. {kind}:: {room.__name__}.{name}", *options, ""]
 
 
 _CODE = re.compile(r"(``.+?``|`[^`]+`)")
@@ -86,12 +106,27 @@ def documented_names() -> dict[str, str]:
 
 def as_markup(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Docstrings are plain text: a star or a bar in a formula is itself, and a public name in backticks is a link."""
+    if what == "module":
+        lines[:] = _with_literal_blocks(lines)
     for number in _prose(lines):
         prose, code = _CODE.split(lines[number])[::2], _CODE.findall(lines[number])
         prose = [_MARKUP.sub(r"\\\1", part) for part in prose]
         prose[1:] = ["\\ " + part if part[:1].isalnum() else part for part in prose[1:]]  # ends the markup before it
         code = [_link(part) for part in code]
         lines[number] = "".join(itertools.chain(*itertools.zip_longest(prose, code, fillvalue="")))
+
+
+def _with_literal_blocks(lines: list[str]) -> Iterator[str]:
+    """Formulas and tables of a file's docstring stand indented, after a blank line, below text that is not."""
+    above, block = "", False
+    for number, line in enumerate(lines):
+        if line.strip():
+            indented = line.startswith("    ")
+            if indented and not block and not lines[number - 1].strip() and not above.startswith(("- ", " ")):
+                block = True
+                yield from ("::", "")
+            block, above = block and indented, above if indented else line
+        yield line
 
 
 def _prose(lines: list[str]) -> Iterator[int]:

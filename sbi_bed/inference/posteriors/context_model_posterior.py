@@ -13,6 +13,8 @@ from torch import Tensor
 from ...simulators.contexts import Contexts
 from ...utils.checks import as_finite_tensor
 from ...utils.context_packing import pack_context
+from .deep_ensemble import DeepEnsemblePosterior
+from .model_posterior import ModelPosterior
 from .model_probabilities import ModelProbabilities
 
 __all__ = ["ContextModelPosterior"]
@@ -44,13 +46,21 @@ class ContextModelPosterior:
     def __init__(self, posterior: Any, contexts: Contexts):
         self.posterior, self.contexts = posterior, contexts
 
-    def condition_on(self, context: Any) -> ModelProbabilities:
-        """Model probabilities in one context (C,), with `probs(x)`, `log_probs(x)`, `log_bayes_factor(x, i, j)`.
+    def condition_on(self, context: Any) -> Any:
+        """The posterior over models in one context (C,), of data alone: `probs(x)`, `log_bayes_factor(x, i, j)`, ….
+
+        `model_report` and `atypicality` take it, and `simulation_gap` where it is of an ensemble.
 
         Raises:
             ValueError: If the context is none, or outside what the net was trained on.
         """
-        return _InContext(self.posterior, self._check(context))
+        context = self._check(context)
+        if context.ndim != 1:
+            raise ValueError(f"condition_on takes one context (C,), got {tuple(context.shape)}.")
+        if not isinstance(self.posterior, DeepEnsemblePosterior):
+            return _InContext(self.posterior, context)
+        members = [_InContext(member, context) for member in self.posterior.members]
+        return DeepEnsemblePosterior(members, self.posterior.weights)
 
     def log_probs(self, x: Any, context: Any, model_prior: Any = None) -> Tensor:
         """log p(M_j | x, c), (B, J), for data x (B, *event) and contexts (B, C), or one (C,).
@@ -75,13 +85,13 @@ class ContextModelPosterior:
 class _InContext(ModelProbabilities):
     """A posterior over models of packed data as one of data alone."""
 
-    def __init__(self, posterior: Any, context: Tensor):
-        if context.ndim != 1:
-            raise ValueError(f"condition_on takes one context (C,), got {tuple(context.shape)}.")
+    def __init__(self, posterior: ModelPosterior, context: Tensor):
         self._posterior, self.context = posterior, context
-        first = getattr(posterior, "members", [posterior])[0]
-        self.num_models, self.model_prior = first.num_models, first.model_prior
+        self.num_models, self.model_prior = posterior.num_models, posterior.model_prior
 
     def log_evidences(self, x: Tensor) -> Tensor:
-        logs = self._posterior.log_probs(pack_context(x, self.context))
-        return logs - self.model_prior.to(logs).log()
+        return self._posterior.log_evidences(pack_context(x, self.context))
+
+    def summary(self, x: Tensor) -> Tensor:
+        """What the embedding net makes of data (B, *event) in the context, (B, S)."""
+        return self._posterior.summary(pack_context(x, self.context))

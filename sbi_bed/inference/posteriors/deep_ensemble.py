@@ -22,6 +22,7 @@ from ...utils.checks import as_finite_tensor
 from ...utils.files import load_file, rebuilding, save_file
 from ...utils.seeding import seeded
 from .model_posterior import ModelPosterior, describe_model_posterior, restore_model_posterior
+from .model_probabilities import ModelProbabilities
 
 __all__ = ["DeepEnsemblePosterior", "prior_of"]
 
@@ -61,7 +62,7 @@ class DeepEnsemblePosterior:
         self.members, self.held_out_losses = list(members), held_out_losses
         if not self.members:
             raise ValueError("an ensemble needs at least one member.")
-        over_models = [isinstance(member, ModelPosterior) for member in self.members]
+        over_models = [isinstance(member, ModelProbabilities) for member in self.members]
         if any(over_models) and not all(over_models):
             raise ValueError("members must all be posteriors over models, or all over parameters.")
         self._over_models = over_models[0]
@@ -137,12 +138,13 @@ class DeepEnsemblePosterior:
         return (weights * (probs - (weights * probs).sum(0)).square()).sum(0).sqrt()
 
     def save(self, path: str | Path) -> None:
-        """Save all members, which must be over models, in one file, for `load`.
+        """Save all members, which must be `ModelPosterior`s, in one file, for `load`.
 
         Raises:
             TypeError: If they are not.
         """
-        self._check_over_models("save")
+        if not all(isinstance(member, ModelPosterior) for member in self.members):
+            raise TypeError(f"save needs members that are ModelPosterior, got {type(self.members[0]).__name__}.")
         members = [describe_model_posterior(member) for member in self.members]
         save_file(
             path,

@@ -4,14 +4,13 @@ Experiment i with history h_i has the posterior p(θ_i | h_i) ∝ p(θ_i) Π_t p
 particles for each are carried from the prior to it by tempering, and then moved on along differences of particles of their
 own population (`sbi_bed.utils.smc`). No gradient is asked for, ridges and modes are found by the tempering, and differences
 of particles cross from one mode to another; Hamiltonian chains, which were tried, stay with the mode that they meet first.
-Everything moves in the same tensor operations, in float64, so that a hundred people take little longer than one.
+Everything moves in the same tensor operations, in float64, so that many people take a third of their time one by one.
 
 Populations know nothing of each other: where they agree (R̂ near 1), they have found the same.
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +24,12 @@ from ...utils.history import check_history, split_history
 from ...utils.seeding import seeded
 from ...utils.smc import ParticleBelief, assimilate, sample_populations
 from ...utils.transforms import to_unconstrained
+from ...utils.warn_user import warn_user
 from .likelihood_posterior import effective_sample_size
 
 __all__ = ["ManyPosteriors", "many_posteriors", "split_rhat"]
 
-_MAX_EVALUATIONS = 2**17  # likelihoods at a time: about what a core's cache holds
+_MAX_EVALUATIONS = 2**16  # likelihoods at a time: more do not fit into a cache
 _THIN = 10  # moves between draws that are kept
 _HIGH_RHAT = 1.05
 
@@ -138,11 +138,10 @@ def _report(draws: Tensor) -> ManyPosteriors:
     bad = (rhat > _HIGH_RHAT).any(-1)
     if bad.any():
         first = int(bad.nonzero()[0])
-        warnings.warn(
+        warn_user(
             f"the populations of {int(bad.sum())} of {len(rhat)} experiments disagree (the first is number {first}, R-hat "
             f"{rhat[first].max():.2f}): take more num_particles= and num_moves=, or look whether their posteriors have "
-            "several modes.",
-            stacklevel=3,
+            "several modes."
         )
     return ManyPosteriors(populations.permute(3, 0, 1, 2).flatten(0, 1), populations.shape[-1], rhat, size)
 

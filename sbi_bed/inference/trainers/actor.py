@@ -111,7 +111,7 @@ class ActorTrainer:
         max_seconds: float | None = None,
         num_nodes: int | None = None,
         final_learning_rate: float = 0.005,
-        max_grad_norm: float = 1.0,
+        clip_max_norm: float | None = 1.0,
         num_validation: int | None = None,
         checkpoint: str | Path | None = None,
         checkpoint_every: int = 1000,
@@ -127,7 +127,7 @@ class ActorTrainer:
             max_seconds: Stop after so many seconds at the latest; the learning rate falls accordingly.
             num_nodes: Nodes along each axis of state and response; if None 13, or 6 where these are vectors.
             final_learning_rate: Share of the learning rate that is left at the end.
-            max_grad_norm: Gradients are scaled down to this norm.
+            clip_max_norm: Largest norm of gradients; None for no limit.
             num_validation: Actions compared with optimal ones at the end; if None 1000, or 100 of vectors; 0 for none.
             checkpoint: File that holds the training's state, written every `checkpoint_every` steps and at the end.
             checkpoint_every: Steps between checkpoints.
@@ -193,7 +193,7 @@ class ActorTrainer:
             )
         optimizer.zero_grad(set_to_none=True)
         (offset * step).sum(-1 if step.ndim > 1 else ()).mean().backward()
-        torch.nn.utils.clip_grad_norm_(actor.acting_parameters(), settings.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(actor.acting_parameters(), settings.largest_norm)
         optimizer.step()
         return step.abs().mean()
 

@@ -22,7 +22,6 @@ class ActorSettings(Settings):
     batch_size: int
     num_nodes: int
     max_seconds: float | None
-    max_grad_norm: float
     seed: int | None
 
     def __post_init__(self):
@@ -30,6 +29,6 @@ class ActorSettings(Settings):
             self._set(name, check_count(getattr(self, name), name, least))
         self._set("seed", None if self.seed is None else int(self.seed))
         self._check_learning_rates()
-        for name in ("max_seconds", "max_grad_norm"):
+        for name in ("max_seconds", "clip_max_norm"):
             value = getattr(self, name)
             self._set(name, None if value is None else check_positive(value, name))

@@ -8,6 +8,7 @@ itself, so that deployments do not see each other.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Sequence
 
@@ -40,7 +41,7 @@ def refine_policies(
     num_contrastive: int = 255,
     learning_rate: float = 1e-3,
     max_design_gradient: float = 1.0,
-    max_grad_norm: float = 1.0,
+    clip_max_norm: float | None = 1.0,
     sample_with: str = "smc",
     num_particles: int = 4096,
     num_held_out: int = 2048,
@@ -59,7 +60,7 @@ def refine_policies(
         num_contrastive: Contrastive posterior draws of each experiment in each step.
         learning_rate: First learning rate; falls along a cosine to a hundredth.
         max_design_gradient: As for `DAD.train`.
-        max_grad_norm: As for `DAD.train`, for each experiment by itself.
+        clip_max_norm: As for `DAD.train`, for each experiment by itself.
         sample_with: As for `likelihood_posterior`.
         num_particles: Posterior draws of each experiment.
         num_held_out: Simulated continuations, and contrastive draws, that judge each result.
@@ -109,7 +110,7 @@ def refine_policies(
             loss = _loss(simulator, rollout_policy, draws, histories, num_trials, batch_size, num_contrastive)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            _clip(list(stack.weights), len(histories), max_grad_norm)
+            _clip(list(stack.weights), len(histories), math.inf if clip_max_norm is None else clip_max_norm)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * cosine_decay(done)
             optimizer.step()

@@ -36,7 +36,7 @@ class ContextDAD:
         simulator: Experiment with a likelihood; its own prior is not used.
         prior: `PowerScaledPrior`, or an object with `condition(context)`, contexts (B, C) → distribution of batch (B,).
         horizon: Trials of an experiment.
-        context: What contexts are drawn from; γ in [0.5, 2] if None, for a `PowerScaledPrior`.
+        contexts: What contexts are drawn from; γ in [0.5, 2] if None, for a `PowerScaledPrior`.
         policy: What is trained; a new `ContextPolicy` if None.
         show_progress_bars: Whether to show progress with the bound.
 
@@ -62,20 +62,20 @@ class ContextDAD:
         simulator: DesignSimulator,
         prior: Any,
         horizon: int,
-        context: Contexts | None = None,
+        contexts: Contexts | None = None,
         policy: ContextPolicy | None = None,
         show_progress_bars: bool = True,
     ):
-        if context is None and policy is None and isinstance(prior, PowerScaledPrior):
-            context = Contexts.power_scaling(prior)
-        if policy is None and not isinstance(context, Contexts):
-            raise TypeError(f"context must be Contexts(...), which contexts are drawn from, got {context!r}.")
+        if contexts is None and policy is None and isinstance(prior, PowerScaledPrior):
+            contexts = Contexts.power_scaling(prior)
+        if policy is None and not isinstance(contexts, Contexts):
+            raise TypeError(f"contexts must be Contexts(...), which contexts are drawn from, got {contexts!r}.")
         if not (policy is None or isinstance(policy, ContextPolicy)):
             raise TypeError(f"policy must be a ContextPolicy, got {policy!r}.")
         if not simulator.has_likelihood:
             raise ValueError("ContextDAD needs a simulator with a log_likelihood.")
         self.simulator, self.prior, self.horizon = simulator, prior, check_count(horizon, "horizon")
-        self._policy, self._contexts, self._show_progress_bars = policy, context, show_progress_bars
+        self._policy, self._contexts, self._show_progress_bars = policy, contexts, show_progress_bars
         self.bounds: list[float] = []
 
     @property

@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ContextNPE"]
 
+_NOT_SETTINGS = {
+    "context": "what contexts are drawn from is contexts=",
+    "x_dist": "the support of theta is known from prior, leave it out",
+    "z_score_x": "data are scaled behind their masks, by embedding_net; leave it out",
+}
+
 
 class ContextNPE:
     """Trains a posterior over parameters that is told the context.
@@ -53,7 +59,7 @@ class ContextNPE:
         tracker: An sbi `Tracker` for losses; nothing is written if None.
         show_progress_bars: Whether to show progress with the validation loss.
         embedding_net: Net for the data without context, (B, *event) → (B, S); if None the data themselves.
-        context: What contexts are drawn from; the ranges seen in simulations if None.
+        contexts: What contexts are drawn from; the ranges seen in simulations if None.
         **estimator_settings: Further keywords of sbi's `posterior_nn`: `hidden_features`, `num_transforms`, …. For bounded
             or positive parameters ``z_score_theta="transform_to_unconstrained"`` puts "zuko" flows into logs or logits,
             where skewed priors are learned far sooner and nothing leaks; not where the support moves with the context.
@@ -65,7 +71,7 @@ class ContextNPE:
         contexts: What contexts are drawn from; None until simulations show their ranges, if none were given.
 
     Raises:
-        TypeError: If `prior`, `embedding_net` or `context` is of another kind.
+        TypeError: If `prior`, `embedding_net` or `contexts` is of another kind, or a setting is none.
 
     Example:
         >>> from torch.distributions import MultivariateNormal
@@ -88,7 +94,7 @@ class ContextNPE:
         show_progress_bars: bool = True,
         *,
         embedding_net: nn.Module | None = None,
-        context: Contexts | None = None,
+        contexts: Contexts | None = None,
         **estimator_settings: Any,
     ):
         if not (hasattr(prior, "condition") or hasattr(prior, "log_prob")):
@@ -97,9 +103,11 @@ class ContextNPE:
             )
         if embedding_net is not None and not isinstance(embedding_net, nn.Module):
             raise TypeError(f"embedding_net must be a torch module, got {embedding_net!r}.")
-        if context is not None and not isinstance(context, Contexts):
-            raise TypeError(f"context must be Contexts(...), which contexts are drawn from, got {context!r}.")
-        self.prior, self.contexts, self.embedding_net = prior, context, embedding_net
+        if contexts is not None and not isinstance(contexts, Contexts):
+            raise TypeError(f"contexts must be Contexts(...), which contexts are drawn from, got {contexts!r}.")
+        for name in _NOT_SETTINGS.keys() & estimator_settings.keys():
+            raise TypeError(f"{name} is no setting of the estimator: {_NOT_SETTINGS[name]}.")
+        self.prior, self.contexts, self.embedding_net = prior, contexts, embedding_net
         self.density_estimator, self._estimator_settings = density_estimator, estimator_settings
         self.device, self._tracker, self._show_progress_bars = torch.device(device), tracker, show_progress_bars
         self._simulations: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -116,7 +124,7 @@ class ContextNPE:
             context: Contexts, (N, C).
 
         Raises:
-            ValueError: If lengths or shapes differ, a number is not finite, or a context lies outside `context` of the
+            ValueError: If lengths or shapes differ, a number is not finite, or a context lies outside `contexts` of the
                 constructor.
         """
         theta, x, context = (

@@ -128,7 +128,7 @@ class DAD:
         baseline: Baseline = "prefix",
         proposal: Literal["prior", "local"] = "prior",
         max_design_gradient: float | None = None,
-        max_grad_norm: float = 1.0,
+        clip_max_norm: float | None = 1.0,
         compile: bool = False,
         num_shards: int | None = None,
         final_learning_rate: float = 0.01,
@@ -158,7 +158,7 @@ class DAD:
             max_design_gradient: Largest norm of the gradient that one history sends into one design; see
                 `sbi_bed.policies.bounded_gradients`. If None 1 with a likelihood; unbounded with a net inside the bound,
                 whose own smoothness bounds them.
-            max_grad_norm: Gradients of the policy, and of a net inside the bound, are scaled down to this norm.
+            clip_max_norm: Largest norm of gradients of the policy, and of a net inside the bound; None for no limit.
             compile: Whether to run the bound through `torch.compile`; see `log_sum_likelihood`.
             num_shards: Parts that each batch is simulated in: one after the other, or side by side in the processes that
                 `torchrun` starts. One for each process if None.

@@ -14,7 +14,6 @@ if that ends no better it is left out. Each of this is warned of.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor
 from ...utils.checks import check_count
 from ...utils.parallel import run_seeded
 from ...utils.seeding import seeded
+from ...utils.warn_user import warn_user
 from ..posteriors.deep_ensemble import DeepEnsemblePosterior
 from .shared_split import held_out_losses, train_on_split
 
@@ -41,7 +41,7 @@ def train_ensemble(
     *,
     train_settings: dict[str, Any] | None = None,
     stuck_by: float = 0.3,
-    show_progress_bars: bool = False,
+    show_progress_bars: bool = True,
 ) -> DeepEnsemblePosterior:
     """Build, train and gather `num_members` posteriors.
 
@@ -76,7 +76,8 @@ def train_ensemble(
         >>> x = torch.randn(100, 3) + 2 * index.unsqueeze(-1)
         >>> def build():
         ...     return ModelComparison(2, torch.nn.Linear(3, 4), show_progress_bars=False).append_simulations(index, x)
-        >>> ensemble = train_ensemble(build, num_members=2, seed=0, train_settings={"max_num_epochs": 5})
+        >>> settings = {"train_settings": {"max_num_epochs": 5}, "show_progress_bars": False}
+        >>> ensemble = train_ensemble(build, num_members=2, seed=0, **settings)
         >>> ensemble.probs(x[:5]).shape
         torch.Size([5, 2])
     """
@@ -102,12 +103,11 @@ def train_ensemble(
     members = dict(enumerate(run_seeded(train, range(num_members), seed, num_workers, **settings)))
     stuck = _stuck(members, stuck_by)
     if stuck:
-        warnings.warn(f"{_describe(members, stuck)}: training again from other weights.", RuntimeWarning, stacklevel=2)
+        warn_user(f"{_describe(members, stuck)}: training again from other weights.", RuntimeWarning)
         members.update(zip(stuck, run_seeded(train, stuck, second_seed, num_workers, **settings), strict=True))
         dropped = [number for number in stuck if number in _stuck(members, stuck_by)]
         if dropped:
-            what = f"{_describe(members, dropped)}, trained twice: left out of the ensemble."
-            warnings.warn(what, RuntimeWarning, stacklevel=2)
+            warn_user(f"{_describe(members, dropped)}, trained twice: left out of the ensemble.", RuntimeWarning)
             members = {number: member for number, member in members.items() if number not in dropped}
             if not members:
                 raise ValueError("no member could be trained: the held-out losses of all are NaN or infinite.")

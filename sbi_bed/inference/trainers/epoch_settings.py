@@ -23,7 +23,6 @@ class EpochSettings(Settings):
     training_batch_size: int
     validation_fraction: float
     stop_after_epochs: int
-    clip_max_norm: float | None
     weight_decay: float
     max_restarts: int
     max_seconds: float | None

@@ -54,7 +54,6 @@ class ExperimenterSettings(Settings):
     num_units: int
     units_per_episode: int
     propensity_weight: float
-    max_grad_norm: float
     max_seconds: float | None
     seed: int | None
 
@@ -64,7 +63,7 @@ class ExperimenterSettings(Settings):
         self._check_learning_rates()
         if not self.propensity_weight >= 0:
             raise ValueError(f"propensity_weight must not be negative, got {self.propensity_weight}.")
-        for name in ("max_grad_norm", "max_seconds"):
+        for name in ("clip_max_norm", "max_seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}.")
@@ -140,7 +139,7 @@ class ExperimenterTrainer:
         units_per_episode: int = 64,
         propensity_weight: float = 2.0,
         final_learning_rate: float = 0.01,
-        max_grad_norm: float = 1.0,
+        clip_max_norm: float | None = 1.0,
         max_seconds: float | None = None,
         checkpoint: str | Path | None = None,
         checkpoint_every: int = 500,
@@ -158,7 +157,7 @@ class ExperimenterTrainer:
             units_per_episode: Units of a trajectory at which student and teacher are compared in one step.
             propensity_weight: λ, see above.
             final_learning_rate: Share of the learning rate that is left at the end.
-            max_grad_norm: Gradients are scaled down to this norm.
+            clip_max_norm: Largest norm of gradients; None for no limit.
             max_seconds: Stop after so many seconds at the latest, the teacher's trajectories included; the learning rate
                 falls accordingly.
             checkpoint: File that holds the training's state, written every `checkpoint_every` steps and at the end.
@@ -227,7 +226,7 @@ class ExperimenterTrainer:
             )
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), settings.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), settings.largest_norm)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate_at(done)
         optimizer.step()

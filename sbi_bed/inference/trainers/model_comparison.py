@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +24,7 @@ from ...simulators.model_family import as_log_prior, as_model_index
 from ...utils.checks import as_finite_tensor, check_count
 from ...utils.seeding import seeded
 from ...utils.tracking import NoTracker
+from ...utils.warn_user import warn_user
 from ..posteriors.model_posterior import ModelPosterior
 from .checkpoint import check_checkpoint_arguments
 from .classifier_run import ClassifierRun
@@ -194,7 +194,7 @@ class ModelComparison:
             validation_fraction: Share of the simulations that is held out.
             stop_after_epochs: Stop when so many epochs have not lowered the validation loss.
             max_num_epochs: Passes through the simulations, at most.
-            clip_max_norm: Gradients are scaled down to this norm.
+            clip_max_norm: Largest norm of gradients; None for no limit.
             seed: Seed of the whole training; the global generator if None.
             split_seed: Seed of which simulations are held out, for trainings that share them; drawn like all else if None.
             final_learning_rate: Share of the learning rate that is left at the end.
@@ -283,14 +283,13 @@ class ModelComparison:
         """Warn of a net at chance; give it other weights if it may be trained again, and say whether."""
         what = "the net tells the models no better apart than chance"
         if may_restart:
-            warnings.warn(f"{what}: it is started again from other weights.", RuntimeWarning, stacklevel=3)
+            warn_user(f"{what}: it is started again from other weights.", RuntimeWarning)
             net.reset()
             return True
-        warnings.warn(
+        warn_user(
             f"{what}: such data may not tell them apart; or try a lower learning rate, more simulations or another "
             "embedding net.",
             RuntimeWarning,
-            stacklevel=3,
         )
         return False
 

@@ -158,7 +158,7 @@ class PolicyStep:
         gradients = [p.grad for net in nets for p in net.parameters() if p.grad is not None]
         self.shards.sum([bound, *gradients])
         # Each net by itself: the gradients of a critic are many times those of a policy.
-        largest = self.settings.max_grad_norm
+        largest = self.settings.largest_norm
         norms = [torch.nn.utils.clip_grad_norm_(net.parameters(), largest) for net in nets]
         return bound, torch.stack(norms).norm()
 

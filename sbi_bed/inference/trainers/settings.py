@@ -31,10 +31,11 @@ def cosine_decay(done: float, final: float = 0.01) -> float:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all trainings' arguments have in common: a learning rate that falls, and a form that files can hold."""
+    """What all trainings' arguments share: a falling learning rate, a largest norm of gradients, a form for files."""
 
     learning_rate: float
     final_learning_rate: float
+    clip_max_norm: float | None
 
     @classmethod
     def of(cls, arguments: dict[str, Any], **others: Any) -> Self:
@@ -54,6 +55,11 @@ class Settings:
     def learning_rate_at(self, done: float) -> float:
         """Learning rate when a share `done` of the training is behind: along a cosine, to the final one."""
         return self.learning_rate * cosine_decay(done, self.final_learning_rate)
+
+    @property
+    def largest_norm(self) -> float:
+        """Of gradients; infinite without a limit."""
+        return math.inf if self.clip_max_norm is None else self.clip_max_norm
 
     def as_plain_data(self) -> dict[str, Any]:
         """Name -> number, string, boolean or None."""
@@ -76,7 +82,6 @@ class TrainingSettings(Settings):
     baseline: str
     proposal: str
     max_design_gradient: float | None
-    max_grad_norm: float
     compile: bool
     num_shards: int | None
     max_seconds: float | None
@@ -97,7 +102,7 @@ class TrainingSettings(Settings):
                 *most, last = map(repr, allowed)
                 raise ValueError(f"{name} must be {', '.join(most)} or {last}, got {getattr(self, name)!r}.")
         self._check_learning_rates()
-        for name in ("max_design_gradient", "max_grad_norm", "max_seconds"):
+        for name in ("max_design_gradient", "clip_max_norm", "max_seconds"):
             value = getattr(self, name)
             if value is None:
                 continue
