@@ -113,7 +113,7 @@ def atypicality(
         model_index: The model of each of them, (M,): adds p-values for each model, and lets a set of data sets all be of
             one model.
         score: T, see above.
-        num_neighbors: k.
+        num_neighbors: The k of the score "neighbours".
         num_permutations: For the p-value of all together.
         seed: Seed of the parting and the permutations; the global generator if None.
 
@@ -186,8 +186,8 @@ def summary_atypicality(
         summary: Observed summaries (B, S), or a list of such, from several nets.
         reference_summary: Simulated ones (M, S), or as many.
         model_index: The model of each simulated set, (M,), or None.
-        score: T.
-        num_neighbors: k.
+        score: The T above, by its name.
+        num_neighbors: The k of the score "neighbours".
         num_permutations: For the p-value of all together.
         model_weights: Proportions (J,) of the models among the observed sets, for that p-value; as simulated if None.
         seed: Seed; the global generator if None.

@@ -55,7 +55,7 @@ def mmd_test(
     Args:
         sample: Shape (B, S), B ≥ 2.
         reference: Shape (M, S), M ≥ 2. Scales of the S coordinates matter: whiten them first.
-        num_permutations: P.
+        num_permutations: Number P of permutations.
         bandwidth: h; the median distance between points of the pooled sample if None.
         seed: Seed; the global generator if None.
 

@@ -41,7 +41,7 @@ class PowerScaling:
         effective_sample_size: 1 / Σ w² of each, (G,).
         baseline_mean: Means of the draws, (P,).
         baseline_sd: Standard deviations of the draws, (P,).
-        num_samples: S.
+        num_samples: Number S of draws.
     """
 
     gamma: Tensor

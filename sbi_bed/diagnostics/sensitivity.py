@@ -142,7 +142,7 @@ def prior_sensitivity(
         contexts: Contexts, (G, C).
         baseline: Context (C,); 1 everywhere if None, the analyst's own prior where contexts are powers.
         num_samples: Draws from each posterior; time and memory grow with their square.
-        num_null: R.
+        num_null: Number R of pairs for the null.
         names: Names of the parameters, or of the models; "θ0", … or "M0", … if None.
         seed: Seed; the global generator if None.
 

@@ -36,7 +36,7 @@ class EvidenceClassifier(nn.Module):
     Args:
         embedding_net: x (B, …) → summary (B, S).
         num_models: Number J of models.
-        summary_dim: S.
+        summary_dim: Size S of a summary.
         hidden_dim: Width of the head.
         num_layers: Hidden layers of the head.
         alpha: Power of the transform; None for none.

@@ -55,7 +55,7 @@ def spce(log_likelihood: Tensor, log_sum: Tensor, num_contrastive: int) -> Tenso
     Args:
         log_likelihood: log p(h | θ_0), any shape.
         log_sum: log Σ_{l=1..L} p(h | θ_l), same shape.
-        num_contrastive: L.
+        num_contrastive: Number L of contrastive samples.
 
     Example:
         >>> nothing_learnt = torch.tensor(-3.0) + math.log(7)  # every θ_l explains the history as well as θ_0

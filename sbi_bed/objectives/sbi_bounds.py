@@ -126,7 +126,7 @@ class LikelihoodBound(_ContrastiveBound):
         **options: Further arguments of `likelihood_nn`.
 
     Attributes:
-        design_dim: D.
+        design_dim: Size D of a design.
         local: `LocalProposal` of contrastive samples, or None.
         standardize: Centres and scales theta.
         features: What is read of a trial.

@@ -37,7 +37,7 @@ class Classrooms(ModelFamily):
         num_pupils: Number of pupils, or (low, high): then drawn for each class.
         num_answers: Number of answers, or (low, high): then drawn for each pupil.
         missing: Share of answers that are missing besides, each independently, in [0, 1).
-        concentration: s.
+        concentration: The s of the priors above.
         spacing: Distance of nodes in ℓ; those in ℓ_c and log ω are 2 and 3 times as far apart. The default is for up to
             about 10 classes of 20 pupils with 20 answers, where halving it changes log-evidences by less than 1e-6.
 

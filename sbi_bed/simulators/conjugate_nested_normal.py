@@ -33,10 +33,10 @@ class ConjugateNestedNormal(NestedNormal):
         num_groups: Number of groups, or (low, high): then drawn for each data set, padded to `high`.
         num_observations: Number of observations in every group, or (low, high): then drawn for each data set.
         missing: Share of observations that are missing, each independently, in [0, 1).
-        variance_ratio: ρ.
-        mean_ratio: k.
-        shape: a.
-        rate: b.
+        variance_ratio: The ρ above, of variances between and within groups.
+        mean_ratio: The k above, of the variances of μ and within groups.
+        shape: The a of the prior of σ².
+        rate: The b of the prior of σ².
 
     Raises:
         ValueError: If a size or a share is out of range, or a constant of the prior not positive.

@@ -159,7 +159,7 @@ class Contexts:
             `PowerScaledPrior`, must come first.
 
     Attributes:
-        dim: C.
+        dim: Number C of values.
         columns: Name of each value.
         log_columns: Whether nets read its log.
         parts: The parts by name.

@@ -33,8 +33,8 @@ class CovidOutbreak:
     Theta is (5,): λ and μ (1/day), D (days), I_0 (people), ψ.
 
     Args:
-        num_days: T.
-        population: N.
+        num_days: Number T of days.
+        population: Number N of people.
 
     Attributes:
         prior: Distribution of theta, event shape (5,).

@@ -36,7 +36,7 @@ class ModelPosterior(ModelProbabilities):
         event_shape: Shape of one data set in training; sizes may differ where the embedding net lets them.
 
     Attributes:
-        num_models: J.
+        num_models: Number J of models.
         model_prior: Prior probabilities (J,).
 
     Example:

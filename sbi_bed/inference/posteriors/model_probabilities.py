@@ -22,7 +22,7 @@ class ModelProbabilities:
     """What a route to the evidence offers: `log_evidences`, and all that follows from them.
 
     Attributes:
-        num_models: J.
+        num_models: Number J of models.
         model_prior: Prior probabilities (J,).
 
     Example:

@@ -26,7 +26,7 @@ class ContextEmbedding(nn.Module):
 
     Args:
         event_shape: Shape of one data set, of E values, in which `embedding_net` gets it.
-        context_dim: C.
+        context_dim: Number C of context values.
         embedding_net: Data (B, *event_shape) → summary (B, S): `HierarchicalEmbedding`, `HistoryEmbedding` or any net. If
             None the data themselves, flattened and standardised.
         log_columns: Which of the C numbers, all positive, are read in their logs; none if None.
