@@ -24,7 +24,7 @@ from torch.distributions import Independent, Normal
 from ..utils.checks import as_finite_tensor, check_count
 from ..utils.quasi_random import quasi_random_draws
 from ..utils.seeding import seeded
-from ..utils.transforms import to_unconstrained
+from ..utils.transforms import rowwise, to_unconstrained
 from .base import DesignSimulator
 from .model_family import check_size, draw_sizes, pack_present
 from .rollout import PolicySimulator
@@ -113,7 +113,7 @@ class Population:
             raise ValueError(f"phi must have shape (num, {2 * self.simulator.theta_dim}), got {tuple(phi.shape)}.")
         mean, log_sd = phi.unsqueeze(1).chunk(2, -1)
         free = mean + log_sd.exp() * torch.randn(len(phi), num_persons, self.simulator.theta_dim)
-        return self.transform.inv(free.flatten(0, 1)).reshape(free.shape)
+        return rowwise(self.transform.inv, free)
 
     @torch.no_grad()
     def measure(self, theta: Tensor) -> Tensor:
@@ -132,8 +132,7 @@ class Population:
             "median", "low" and "high", (..., P) each; the bounds are at m ± s of each coordinate.
         """
         mean, log_sd = phi.chunk(2, -1)
-        back = lambda free: self.transform.inv(free.reshape(-1, free.shape[-1])).reshape(free.shape)  # noqa: E731
-        shifted = [back(mean + sign * log_sd.exp()) for sign in (-1, 0, 1)]
+        shifted = [rowwise(self.transform.inv, mean + sign * log_sd.exp()) for sign in (-1, 0, 1)]
         return dict(zip(("low", "median", "high"), shifted, strict=True))
 
     def _at_random(self, history: Tensor) -> Tensor:
