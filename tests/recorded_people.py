@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sbi_bed.policies import GreedyPolicy
-from sbi_bed.simulators.recorded_choices import RecordedChoices, delay_discounting_simulator, read_choices
+from sbi_bed.simulators.design.recorded_choices import RecordedChoices, delay_discounting_simulator, read_choices
 
 NUM_ASIDE, NUM_ASKED = 30, 15
 

@@ -1,8 +1,8 @@
 from .actors import plot_response_bands, plot_ridge
 from .arviz_export import to_arviz
+from .design import plot_experiment_in_plane, plot_posterior_spread
 from .discounting import plot_discounting
-from .experiments import plot_experiment_in_plane, plot_posterior_spread
-from .model_comparison import (
+from .models import (
     plot_atypicality,
     plot_bayes_factor_recovery,
     plot_confusion,
@@ -16,7 +16,7 @@ from .sensitivity import (
     plot_power_scaling,
     plot_sources_of_sensitivity,
 )
-from .treatments import (
+from .treatment import (
     plot_allocation,
     plot_efficiency,
     plot_gate_weights,

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from torch import Tensor
 
-from ..diagnostics.identifiability import identifiability
-from ..simulators.bayesian_actor import BayesianActor
+from ..diagnostics.actors.identifiability import identifiability
+from ..simulators.actors.bayesian_actor import BayesianActor
 from ..utils.history import check_history, split_history
 from ..utils.seeding import seeded
 

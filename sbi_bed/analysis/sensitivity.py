@@ -17,8 +17,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from scipy.stats import gaussian_kde
 from torch import Tensor
 
-from ..diagnostics.power_scaling import PowerScaling
-from ..diagnostics.simulation_gap import SimulationGap
+from ..diagnostics.sensitivity.power_scaling import PowerScaling
+from ..diagnostics.sensitivity.simulation_gap import SimulationGap
 from ..utils.checks import as_finite_tensor
 
 __all__ = [

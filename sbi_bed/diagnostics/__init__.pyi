@@ -1,27 +1,27 @@
-from .actor_validation import ActorRegion, ActorValidation, actor_validation
+from .actors.identifiability import Identifiability, ResolvingDesigns, identifiability, resolving_designs
+from .actors.validation import ActorRegion, ActorValidation, actor_validation
 from .atypical_data import Atypicality, atypicality, summary_atypicality
-from .calibration import ModelCalibration, ReliabilityBins, model_calibration
-from .data_sensitivity import DataSensitivity, data_sensitivity
-from .evidence_routes import EvidenceRoutes, compare_evidence_routes
-from .identifiability import Identifiability, ResolvingDesigns, identifiability, resolving_designs
-from .information_gain import InformationGain, expected_information_gain
+from .design.information_gain import InformationGain, expected_information_gain
+from .design.model_gain import ModelInformationGain, model_information_gain
+from .design.step_dad_gain import StepDADGain, step_dad_information_gain
 from .mmd import MMDTest, mmd_test
-from .model_gain import ModelInformationGain, model_information_gain
-from .model_table import ModelReport, model_report
-from .power_scaling import PowerScaling, power_scaling_by_importance
-from .recovery import (
+from .models.calibration import ModelCalibration, ReliabilityBins, model_calibration
+from .models.evidence_routes import EvidenceRoutes, compare_evidence_routes
+from .models.model_table import ModelReport, model_report
+from .models.recovery import (
     EvidenceRecovery,
     ProbabilityRecovery,
     evidence_recovery,
     kl_to_exact,
     probability_recovery,
 )
-from .sensitivity import ModelSensitivity, PriorSensitivity, prior_sensitivity
-from .simulation_gap import SimulationGap, simulation_gap
-from .step_dad_gain import StepDADGain, step_dad_information_gain
-from .treatment import TreatmentReport, gate_weights, treatment_report, treatment_table
-from .treatment_replay import TrialReplay, replay_trial
-from .treatment_study import TreatmentStudy, run_treatment_study
+from .sensitivity.data_sensitivity import DataSensitivity, data_sensitivity
+from .sensitivity.power_scaling import PowerScaling, power_scaling_by_importance
+from .sensitivity.prior_sensitivity import ModelSensitivity, PriorSensitivity, prior_sensitivity
+from .sensitivity.simulation_gap import SimulationGap, simulation_gap
+from .treatment.replay import TrialReplay, replay_trial
+from .treatment.report import TreatmentReport, gate_weights, treatment_report, treatment_table
+from .treatment.study import TreatmentStudy, run_treatment_study
 
 __all__ = [
     "ActorRegion",

@@ -39,7 +39,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..simulators.model_family import as_model_index
+from ..simulators.models.model_family import as_model_index
 from ..utils.checks import as_finite_tensor, check_count
 from ..utils.seeding import seeded
 from .mmd import mmd_test

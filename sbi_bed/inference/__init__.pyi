@@ -1,7 +1,7 @@
-from .experiments.adaptive import AdaptiveExperiment
-from .experiments.step_dad import StepDAD
-from .experiments.stopping import after_trials, gain_below, posterior_sd_below
-from .experiments.treatment import TreatmentExperiment
+from .experiments.design.adaptive import AdaptiveExperiment
+from .experiments.design.step_dad import StepDAD
+from .experiments.design.stopping import after_trials, gain_below, posterior_sd_below
+from .experiments.treatment.experiment import TreatmentExperiment
 from .posteriors.context_model_posterior import ContextModelPosterior
 from .posteriors.context_posterior import ContextPosterior
 from .posteriors.deep_ensemble import DeepEnsemblePosterior
@@ -11,15 +11,15 @@ from .posteriors.model_posterior import ModelPosterior
 from .posteriors.model_probabilities import ModelProbabilities
 from .posteriors.posterior_evidence import Evidence, PosteriorEvidence, posterior_evidence
 from .posteriors.predictive_check import PredictiveCheck, predictive_check
-from .trainers.actor import ActorTrainer
-from .trainers.batched_refinement import refine_policies
-from .trainers.context_dad import ContextDAD
-from .trainers.context_npe import ContextNPE
-from .trainers.dad import DAD
+from .trainers.actors.actor import ActorTrainer
+from .trainers.design.batched_refinement import refine_policies
+from .trainers.design.dad import DAD
+from .trainers.design.refinement import Refinement, refine_policy
 from .trainers.ensemble import train_ensemble
-from .trainers.experimenter import ExperimenterTrainer
-from .trainers.model_comparison import ModelComparison
-from .trainers.refinement import Refinement, refine_policy
+from .trainers.models.model_comparison import ModelComparison
+from .trainers.sensitivity.context_dad import ContextDAD
+from .trainers.sensitivity.context_npe import ContextNPE
+from .trainers.treatment.experimenter import ExperimenterTrainer
 
 __all__ = [
     "DAD",

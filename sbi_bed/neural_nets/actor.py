@@ -20,12 +20,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..simulators import actor_costs
-from ..simulators import perception as perceptions
-from ..simulators.actor_costs import ActorCost
-from ..simulators.optimal_actions import as_belief, check_pair
-from ..simulators.perception import Belief, Perception
-from ..simulators.reaching import ReachingPerception
+from ..simulators.actors import costs as actor_costs
+from ..simulators.actors import perception as perceptions
+from ..simulators.actors.costs import ActorCost
+from ..simulators.actors.optimal_actions import as_belief, check_pair
+from ..simulators.actors.perception import Belief, Perception
+from ..simulators.actors.reaching import ReachingPerception
 from ..utils.checks import check_count
 from ..utils.files import load_file, rebuilding, save_file
 from ..utils.warn_user import warn_user

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..simulators.expected_cost import expected_cost
-from ..simulators.optimal_actions import minimise_expected_cost, optimal_action
-from ..simulators.perception import Belief
-from ..simulators.situations import Situations, draw_situations
+from ..simulators.actors.expected_cost import expected_cost
+from ..simulators.actors.optimal_actions import minimise_expected_cost, optimal_action
+from ..simulators.actors.perception import Belief
+from ..simulators.actors.situations import Situations, draw_situations
 from ..utils.checks import check_count
 from ..utils.seeding import seeded
 from .actor import NeuralActor

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..simulators.perception import Belief, LogNormalPerception, NormalPerception, Perception, as_parameter
+from ..simulators.actors.perception import Belief, LogNormalPerception, NormalPerception, Perception, as_parameter
 from ..utils.checks import check_count
 from ..utils.seeding import seeded
 

@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..simulators.model_mixture import ModelMixture
+from ..simulators.models.model_mixture import ModelMixture
 from ..simulators.rollout import Rollout
 from .contrastive import log_sum_likelihood
 from .losses import Baseline, log_prob_of_drawn, score_function_surrogate

@@ -1,18 +1,18 @@
 """Policies: history -> next design."""
 
 from .base import Policy, load_policy
-from .context import ContextPolicy
-from .deep_sets import DeepSetsPolicy
-from .experimenters import ExperimenterTransformer
-from .gradient_experimenter import GradientExperimenter
-from .greedy import GreedyPolicy
-from .mixture_of_experimenters import MixtureOfExperimenters
-from .neyman_teacher import NeymanTeacher
-from .random import RandomPolicy
-from .static import StaticPolicy
-from .transformer import TransformerPolicy
-from .treatment_baselines import CoinFlip, NonContextualNeyman, OracleNeyman
-from .treatment_policy import TreatmentPolicy
+from .design.deep_sets import DeepSetsPolicy
+from .design.greedy import GreedyPolicy
+from .design.random import RandomPolicy
+from .design.static import StaticPolicy
+from .design.transformer import TransformerPolicy
+from .sensitivity.context import ContextPolicy
+from .treatment.base import TreatmentPolicy
+from .treatment.baselines import CoinFlip, NonContextualNeyman, OracleNeyman
+from .treatment.experimenters import ExperimenterTransformer
+from .treatment.gradient_experimenter import GradientExperimenter
+from .treatment.mixture_of_experimenters import MixtureOfExperimenters
+from .treatment.neyman_teacher import NeymanTeacher
 
 __all__ = [
     "CoinFlip",

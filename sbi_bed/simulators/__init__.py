@@ -1,6 +1,7 @@
 """Simulators with a design: the contract, design spaces, and the benchmark models."""
 
-from .actor_costs import (
+from .actors.bayesian_actor import BayesianActor
+from .actors.costs import (
     AbsoluteCost,
     AbsoluteEffortCost,
     ActorCost,
@@ -10,44 +11,43 @@ from .actor_costs import (
     QuadraticCost,
     QuadraticEffortCost,
 )
+from .actors.optimal_actions import OptimalActor, minimise_expected_cost, optimal_action
+from .actors.perception import CircularPerception, LogNormalPerception, NormalPerception, Perception
+from .actors.population import Population
+from .actors.reaching import ReachingCost, ReachingPerception, ReachingTask
+from .actors.recorded_responses import RecordedResponses, pack_responses, read_responses
 from .base import DesignSimulator
-from .bayesian_actor import BayesianActor
-from .classrooms import Classrooms
-from .conjugate_nested_normal import ConjugateNestedNormal
-from .constant_elasticity import ConstantElasticity
-from .contexts import Choice, Contexts, LogUniform, UniformRange
+from .design.constant_elasticity import ConstantElasticity
+from .design.discounting import Discounting
+from .design.epidemic import StochasticEpidemic
+from .design.exponential_discounting import ExponentialDiscounting
+from .design.hyperbolic_discounting import HyperbolicDiscounting
+from .design.location_finding import LocationFinding
+from .design.pharmacokinetics import Pharmacokinetics
+from .design.present_biased_discounting import PresentBiasedDiscounting
+from .design.recorded_choices import RecordedChoices, delay_discounting_simulator, read_choices, read_participant
 from .design_space import DesignSpace
-from .discounting import Discounting
-from .epidemic import StochasticEpidemic
-from .evidence_accumulation import EvidenceAccumulation
-from .exponential_discounting import ExponentialDiscounting
-from .first_passage import first_passage
-from .hyperbolic_discounting import HyperbolicDiscounting
-from .joint_distribution import JointDistribution
-from .location_finding import LocationFinding
-from .model_family import ModelFamily
-from .model_mixture import ModelMixture
-from .multinomial_tree import MultinomialTree
-from .nested_normal import NestedNormal
-from .optimal_actions import OptimalActor, minimise_expected_cost, optimal_action
-from .outbreak import CovidOutbreak
-from .perception import CircularPerception, LogNormalPerception, NormalPerception, Perception
-from .pharmacokinetics import Pharmacokinetics
-from .population import Population
-from .power_scaled_prior import PowerScaledPrior
-from .present_biased_discounting import PresentBiasedDiscounting
-from .reaching import ReachingCost, ReachingPerception, ReachingTask
-from .recognition_memory import RecognitionMemory
-from .recorded_choices import RecordedChoices, delay_discounting_simulator, read_choices, read_participant
-from .recorded_responses import RecordedResponses, pack_responses, read_responses
-from .recorded_trial import RecordedTrial, read_trial
+from .models.classrooms import Classrooms
+from .models.conjugate_nested_normal import ConjugateNestedNormal
+from .models.evidence_accumulation import EvidenceAccumulation
+from .models.first_passage import first_passage
+from .models.model_family import ModelFamily
+from .models.model_mixture import ModelMixture
+from .models.multinomial_tree import MultinomialTree
+from .models.nested_normal import NestedNormal
+from .models.recognition_memory import RecognitionMemory
+from .models.signal_detection import SignalDetection
+from .models.simulate_models import simulate_models
 from .rollout import PolicySimulator, Rollout, rollout
-from .signal_detection import SignalDetection
+from .sensitivity.contexts import Choice, Contexts, LogUniform, UniformRange
+from .sensitivity.joint_distribution import JointDistribution
+from .sensitivity.outbreak import CovidOutbreak
+from .sensitivity.power_scaled_prior import PowerScaledPrior
+from .sensitivity.simulate_with_context import simulate_models_with_context, simulate_with_context
 from .simulate import simulate_histories
-from .simulate_models import simulate_models
-from .simulate_with_context import simulate_models_with_context, simulate_with_context
-from .treatment_problem import TreatmentProblem, binary_outcomes, linear_benchmark, normal_outcomes, two_arm_benchmark
-from .treatment_stream import TreatmentStream, assign_stream
+from .treatment.problem import TreatmentProblem, binary_outcomes, linear_benchmark, normal_outcomes, two_arm_benchmark
+from .treatment.recorded_trial import RecordedTrial, read_trial
+from .treatment.stream import TreatmentStream, assign_stream
 
 __all__ = [
     "AbsoluteCost",

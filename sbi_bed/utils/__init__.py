@@ -1,8 +1,8 @@
 """Packing with masks, seeds, saving, tracking."""
 
-from .context_packing import pack_context, unpack_context
 from .history import pack_history, unpack_history
-from .packing import pack_groups, unpack_groups
+from .packing.contexts import pack_context, unpack_context
+from .packing.groups import pack_groups, unpack_groups
 from .seeding import seeded
 from .tracking import NoTracker
 

@@ -6,9 +6,9 @@ import torch
 
 from sbi_bed.analysis import plot_allocation, plot_efficiency, plot_gate_weights, plot_regret, plot_running_effect
 from sbi_bed.diagnostics import run_treatment_study, treatment_report
+from sbi_bed.inference.experiments.treatment.a2ipw import estimate_ate
 from sbi_bed.policies import CoinFlip, NonContextualNeyman
-from sbi_bed.simulators.treatment_problem import two_arm_benchmark
-from sbi_bed.utils.a2ipw import estimate_ate
+from sbi_bed.simulators.treatment.problem import two_arm_benchmark
 
 
 @pytest.fixture

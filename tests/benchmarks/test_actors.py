@@ -23,8 +23,8 @@ from sbi_bed.simulators import (
     ReachingPerception,
     minimise_expected_cost,
 )
-from sbi_bed.simulators.perception import Belief
-from sbi_bed.simulators.situations import draw_situations
+from sbi_bed.simulators.actors.perception import Belief
+from sbi_bed.simulators.actors.situations import draw_situations
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
 

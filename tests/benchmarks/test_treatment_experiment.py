@@ -9,11 +9,11 @@ from report import report
 
 from sbi_bed.diagnostics import replay_trial, run_treatment_study, treatment_report
 from sbi_bed.inference import TreatmentExperiment
+from sbi_bed.inference.experiments.treatment.a2ipw import a2ipw_scores
 from sbi_bed.policies import CoinFlip, NeymanTeacher, NonContextualNeyman, OracleNeyman
 from sbi_bed.simulators import read_trial
-from sbi_bed.simulators.treatment_problem import linear_benchmark, two_arm_benchmark
-from sbi_bed.simulators.treatment_stream import TreatmentStream
-from sbi_bed.utils.a2ipw import a2ipw_scores
+from sbi_bed.simulators.treatment.problem import linear_benchmark, two_arm_benchmark
+from sbi_bed.simulators.treatment.stream import TreatmentStream
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 

@@ -14,8 +14,8 @@ import torch
 from small_trainings import SIMULATOR, TRAININGS, weights_of
 
 from sbi_bed.inference import AdaptiveExperiment, StepDAD, TreatmentExperiment
+from sbi_bed.inference.experiments.design.trials import Trials
 from sbi_bed.inference.experiments.journal import read_journal
-from sbi_bed.inference.experiments.trials import Trials
 from sbi_bed.policies import CoinFlip, DeepSetsPolicy, NonContextualNeyman, RandomPolicy
 
 HERE = Path(__file__)

@@ -15,8 +15,8 @@ from ...policies.base import restore_policy
 from ...simulators.base import DesignSimulator
 from ...utils.files import rebuilding, write_atomically
 from ...utils.seeding import seeded
+from .design.stopping import restore_rule
 from .journal import Journal, journal_bytes, plain_to_weights, read_journal, weights_to_plain
-from .stopping import restore_rule
 
 __all__ = ["SavedExperiment", "plain_to_policy", "policy_to_plain", "restore_callables"]
 

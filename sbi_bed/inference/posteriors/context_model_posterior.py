@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ...simulators.contexts import Contexts
+from ...simulators.sensitivity.contexts import Contexts
 from ...utils.checks import as_finite_tensor
-from ...utils.context_packing import pack_context
+from ...utils.packing.contexts import pack_context
 from .deep_ensemble import DeepEnsemblePosterior
 from .model_posterior import ModelPosterior
 from .model_probabilities import ModelProbabilities

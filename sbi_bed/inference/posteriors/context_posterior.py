@@ -24,11 +24,11 @@ from torch.distributions import Distribution
 
 from ..._compat import forget_leakage
 from ...neural_nets.embedding_nets.context import ContextEmbedding
-from ...simulators.contexts import Contexts, prior_of_context
-from ...simulators.power_scaled_prior import PowerScaledPrior
+from ...simulators.sensitivity.contexts import Contexts, prior_of_context
+from ...simulators.sensitivity.power_scaled_prior import PowerScaledPrior
 from ...utils.checks import as_finite_tensor
-from ...utils.context_packing import pack_context
 from ...utils.files import load_file, rebuilding, save_file
+from ...utils.packing.contexts import pack_context
 
 __all__ = ["ContextPosterior", "build_context_estimator"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...neural_nets.classifiers import EvidenceClassifier
-from ...simulators.model_family import as_log_prior
+from ...simulators.models.model_family import as_log_prior
 from ...utils.checks import as_finite_tensor
 from ...utils.files import load_file, rebuilding, save_file
 from .model_probabilities import ModelProbabilities

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...simulators.model_family import as_log_prior
+from ...simulators.models.model_family import as_log_prior
 
 __all__ = ["ModelProbabilities"]
 

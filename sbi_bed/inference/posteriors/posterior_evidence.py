@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ...simulators.base import prior_log_prob
-from ...simulators.model_family import as_log_prior
+from ...simulators.models.model_family import as_log_prior
 from ...utils.checks import as_finite_tensor, check_count
 from ...utils.seeding import seeded
 from ...utils.smc import effective_sample_size

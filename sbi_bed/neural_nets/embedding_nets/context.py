@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...utils.checks import check_count
-from ...utils.context_packing import unpack_context
+from ...utils.packing.contexts import unpack_context
 
 __all__ = ["ContextEmbedding"]
 

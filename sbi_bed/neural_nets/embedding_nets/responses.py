@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...simulators.bayesian_actor import BayesianActor
+from ...simulators.actors.bayesian_actor import BayesianActor
 from ...simulators.rollout import PolicySimulator
 from ...utils.seeding import seeded
 from .history import HistoryEmbedding

@@ -1,0 +1,1 @@
+"""Diagnostics for sensitivity to priors and data."""

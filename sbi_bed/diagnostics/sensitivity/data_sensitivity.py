@@ -1,0 +1,268 @@
+r"""How far a conclusion hangs on single data, on chance, on what is missing, and on how the data were prepared.
+
+Amortised inference answers for any data set at once, so an analysis can be repeated for hundreds of variants of one packed
+data set in one pass, with no training:
+
+- bootstrap: units (groups, or the observations within each group) drawn with replacement, as many as there are;
+- leave one out: each unit in turn left out, which shows the influence of single ones;
+- missing: a share of all observations, chosen by chance, left out;
+- prepared otherwise: data sets that the user made, of other exclusions, transforms or windows.
+
+What moves is the posterior mean of each parameter, in posterior standard deviations, or the probability of each model. A
+bootstrap of exchangeable observations moves means by about one such deviation where the data dominate the prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...utils.checks import as_finite_tensor, check_count
+from ...utils.seeding import seeded
+from ...utils.text_table import format_table
+
+__all__ = ["DataSensitivity", "bootstrap_data", "data_sensitivity", "leave_one_out_data", "missing_data"]
+
+Level = Literal["groups", "observations"]
+
+_NUMBERS_AT_A_TIME = 2**24  # of x in a batch
+_DRAWS_AT_A_TIME = 2**20
+
+
+@dataclass(frozen=True)
+class DataSensitivity:
+    """Posterior summaries of one data set and of its variants.
+
+    K is the number of parameters, summarised by posterior means, or of models, by probabilities.
+
+    Attributes:
+        baseline: Of the data as they are, (K,).
+        scale: Unit of shifts, (K,): posterior standard deviations of the parameters; 1 for models.
+        estimates: For each kind of variant its R summaries, (R, K).
+        names: K names.
+    """
+
+    baseline: Tensor
+    scale: Tensor
+    estimates: dict[str, Tensor]
+    names: tuple[str, ...]
+
+    @property
+    def shifts(self) -> dict[str, Tensor]:
+        """Summaries minus the baseline's, in units of `scale`, (R, K) for each kind."""
+        return {kind: (values - self.baseline) / self.scale for kind, values in self.estimates.items()}
+
+    def __str__(self) -> str:
+        rows = []
+        for kind, shift in self.shifts.items():
+            for k, name in enumerate(self.names):
+                of_one = shift[:, k]
+                sizes = (of_one.square().mean().sqrt(), of_one.abs().max())
+                rows.append((kind, name, str(len(shift)), *(f"{float(v):.3f}" for v in sizes)))
+        return format_table(("variants", "of", "number", "root mean square shift", "largest"), rows)
+
+
+def data_sensitivity(
+    posterior: Any,
+    x: Tensor,
+    *,
+    level: Level = "observations",
+    num_bootstrap: int = 200,
+    missing: float = 0.1,
+    num_missing: int = 100,
+    prepared: Mapping[str, Tensor] | None = None,
+    num_samples: int = 1000,
+    names: Any = None,
+    seed: int | None = None,
+    **sample_settings: Any,
+) -> DataSensitivity:
+    """Repeat an analysis on variants of its data.
+
+    Args:
+        posterior: Amortised: `ModelPosterior`, sbi's `DirectPosterior`, `ContextPosterior` or an ensemble, which takes data
+            of any size up to that of training, with a mask.
+        x: One packed data set: (groups, observations, features + 1), or a history (trials, features + 1), whose trials are
+            observations.
+        level: The units that bootstrap and leaving one out take.
+        num_bootstrap: Bootstrap variants; none if 0.
+        missing: Share of the observations left out by chance, in (0, 1).
+        num_missing: Variants of that kind; none if 0.
+        prepared: Data sets prepared otherwise, by name, each shaped like x, or so many (R, *event).
+        num_samples: Posterior draws for each variant, of parameters. Means carry noise of 1/√num_samples deviations.
+        names: K names; "theta_0", … or "M0", … if None.
+        seed: Seed; the global generator if None.
+        **sample_settings: Passed on to `sample_batched`, such as `context=`; to `log_probs`, such as `model_prior=`.
+
+    Raises:
+        ValueError: If x is not packed, has fewer than two units, or an argument is out of range.
+
+    Example:
+        >>> from sbi_bed.inference import ModelPosterior
+        >>> from sbi_bed.neural_nets import HierarchicalEmbedding
+        >>> from sbi_bed.neural_nets.classifiers import EvidenceClassifier
+        >>> embedding = HierarchicalEmbedding(1, output_dim=4)
+        >>> posterior = ModelPosterior(EvidenceClassifier(embedding, 2, 4), torch.ones(2) / 2, (5, 8, 2))
+        >>> x = torch.cat([torch.randn(5, 8, 1), torch.ones(5, 8, 1)], -1)
+        >>> found = data_sensitivity(posterior, x, level="groups", num_bootstrap=50, seed=0)
+        >>> {kind: tuple(values.shape) for kind, values in found.estimates.items()}
+        {'bootstrap': (50, 2), 'leave one out': (5, 2), 'missing': (100, 2)}
+    """
+    x = _check_packed(x)
+    with seeded(seed):
+        variants = {"leave one out": leave_one_out_data(x, level)}
+        if check_count(num_bootstrap, "num_bootstrap", 0):
+            variants = {"bootstrap": bootstrap_data(x, num_bootstrap, level), **variants}
+        if check_count(num_missing, "num_missing", 0):
+            variants["missing"] = missing_data(x, num_missing, missing)
+        for name, data in (prepared or {}).items():
+            data = as_finite_tensor(data, name)
+            variants[name] = data.unsqueeze(0) if data.ndim == x.ndim else data
+            if variants[name].shape[1:] != x.shape:
+                raise ValueError(f"{name} must be data of shape {tuple(x.shape)}, got {tuple(data.shape)}.")
+        batch = torch.cat([x.unsqueeze(0), *variants.values()])
+        found, scale = _summaries(posterior, batch, check_count(num_samples, "num_samples", 2), sample_settings)
+    stem = "M" if _is_over_models(posterior) else "theta_"
+    names = [f"{stem}{k}" for k in range(found.shape[-1])] if names is None else list(names)
+    if len(names) != found.shape[-1]:
+        raise ValueError(f"names must be {found.shape[-1]} names, got {names}.")
+    parts = found[1:].split([len(data) for data in variants.values()])
+    return DataSensitivity(found[0], scale, dict(zip(variants, parts, strict=True)), tuple(names))
+
+
+def bootstrap_data(x: Tensor, num: int, level: Level = "observations") -> Tensor:
+    """Variants (num, *event) of packed x with units drawn again with replacement, from torch's generator.
+
+    Groups are drawn among those with any observation; observations among those present in the same group.
+
+    Raises:
+        ValueError: As for `data_sensitivity`.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 1.0], [2.0, 1.0], [0.0, 0.0]])  # two trials, and padding
+        >>> variants = bootstrap_data(x, 100)
+        >>> variants[:, :2, 1].min().item(), variants[:, 2].abs().max().item(), variants[:, :2, 0].unique().tolist()
+        (1.0, 0.0, [1.0, 2.0])
+    """
+    x = _check_packed(x)
+    if _is_of_groups(x, level):
+        present = _present_groups(x)
+        chosen = present[torch.randint(len(present), (num, len(present)))]
+        variants = x.new_zeros(num, *x.shape)
+        variants[:, : len(present)] = x[chosen]
+        return variants
+    _count_observations(x)
+    rows = x.reshape(-1, *x.shape[-2:])
+    order = rows[..., -1].argsort(dim=-1, descending=True, stable=True)  # those present first
+    rows = rows.gather(1, order.unsqueeze(-1).expand_as(rows))
+    count = rows[..., -1].sum(-1, keepdim=True)
+    places = (torch.rand(num, *rows.shape[:2], dtype=torch.float64) * count).long()
+    drawn = rows.expand(num, *rows.shape).gather(2, places.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1]))
+    drawn = drawn * (torch.arange(x.shape[-2]) < count).unsqueeze(-1).to(drawn)
+    return drawn.reshape(num, *x.shape)
+
+
+def leave_one_out_data(x: Tensor, level: Level = "observations") -> Tensor:
+    """Variants (units, *event) of packed x without one unit each, in the order of units; memory grows with their square.
+
+    Raises:
+        ValueError: As for `data_sensitivity`.
+
+    Example:
+        >>> leave_one_out_data(torch.tensor([[1.0, 1.0], [2.0, 1.0], [0.0, 0.0]]))[..., 0].tolist()
+        [[0.0, 2.0, 0.0], [1.0, 0.0, 0.0]]
+    """
+    x = _check_packed(x)
+    if _is_of_groups(x, level):
+        units = _present_groups(x)
+        variants = x.repeat(len(units), *[1] * x.ndim)
+        variants[torch.arange(len(units)), units] = 0
+        return variants
+    _count_observations(x)
+    flat = x.reshape(-1, x.shape[-1])
+    units = flat[:, -1].nonzero().squeeze(-1)
+    variants = flat.repeat(len(units), 1, 1)
+    variants[torch.arange(len(units)), units] = 0
+    return variants.reshape(len(units), *x.shape)
+
+
+def missing_data(x: Tensor, num: int, share: float) -> Tensor:
+    """Variants (num, *event) of packed x without a share of its observations, chosen by chance, at least one of them.
+
+    Raises:
+        ValueError: As for `data_sensitivity`.
+
+    Example:
+        >>> missing_data(torch.ones(10, 2), 3, 0.3)[..., -1].sum(-1).tolist()
+        [7.0, 7.0, 7.0]
+    """
+    x = _check_packed(x)
+    if not 0 < share < 1:
+        raise ValueError(f"missing is a share of observations and must lie in (0, 1), got {share}.")
+    total = _count_observations(x)
+    flat = x.reshape(-1, x.shape[-1])
+    units = flat[:, -1].nonzero().squeeze(-1)
+    dropped = min(max(1, round(share * total)), total - 1)
+    chosen = units[torch.rand(num, total).argsort(-1)[:, :dropped]]
+    variants = flat.repeat(num, 1, 1)
+    variants[torch.arange(num).unsqueeze(-1), chosen] = 0
+    return variants.reshape(num, *x.shape)
+
+
+# ---- pieces
+
+
+def _check_packed(x: Any) -> Tensor:
+    x = as_finite_tensor(x, "x").detach()
+    if x.ndim < 2 or x.shape[-1] < 2 or not bool(((x[..., -1] == 0) | (x[..., -1] == 1)).all()):
+        raise ValueError(
+            "x must be one packed data set (..., observations, features + 1) whose last channel is a mask of 0 and 1, "
+            f"got shape {tuple(x.shape)}."
+        )
+    return x
+
+
+def _is_of_groups(x: Tensor, level: str) -> bool:
+    if level not in ("groups", "observations"):
+        raise ValueError(f'level must be "groups" or "observations", got {level!r}.')
+    if level == "groups" and x.ndim < 3:
+        raise ValueError(f'x of shape {tuple(x.shape)} has no groups: say level="observations".')
+    return level == "groups"
+
+
+def _present_groups(x: Tensor) -> Tensor:
+    present = (x[..., -1] > 0).flatten(1).any(1).nonzero().squeeze(-1)
+    if len(present) < 2:
+        raise ValueError(f"x must have at least two groups with observations, got {len(present)}.")
+    return present
+
+
+def _count_observations(x: Tensor) -> int:
+    total = int(x[..., -1].sum())
+    if total < 2:
+        raise ValueError(f"x must have at least two observations, got {total}.")
+    return total
+
+
+def _is_over_models(posterior: Any) -> bool:
+    """An ensemble has the methods of both kinds: its members tell."""
+    return hasattr(getattr(posterior, "members", [posterior])[0], "log_probs")
+
+
+@torch.no_grad()
+def _summaries(posterior: Any, batch: Tensor, num_samples: int, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Means or probabilities (R, K) of data sets (R, *event), and the unit (K,) of shifts from the first."""
+    step = max(1, _NUMBERS_AT_A_TIME // batch[0].numel())
+    if _is_over_models(posterior):
+        probs = torch.cat([posterior.log_probs(part, **settings).exp().cpu() for part in batch.split(step)])
+        return probs, torch.ones_like(probs[0])
+    step = max(1, min(step, _DRAWS_AT_A_TIME // num_samples))
+    means, sds = [], []
+    for part in batch.split(step):
+        draws = posterior.sample_batched((num_samples,), x=part, show_progress_bars=False, **settings).double().cpu()
+        means.append(draws.mean(0))
+        sds.append(draws.std(0))
+    return torch.cat(means), sds[0][0]

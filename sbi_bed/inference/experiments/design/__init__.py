@@ -1,0 +1,1 @@
+"""Live experiments for adaptive experiments."""

@@ -1,0 +1,64 @@
+r"""Designs that keep their distance from earlier ones.
+
+Distance is Euclidean in the design space's standardised coordinates, where a unit is the spread of the space. A design
+that comes too close is moved to the nearest allowed place: the nearest allowed candidate, or, in a continuous space,
+the nearest of many points on spheres of that radius around the earlier designs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ....simulators.design_space import DesignSpace
+
+__all__ = ["allowed_candidates", "keep_apart", "nearest_candidate"]
+
+_SAME = 1e-5  # candidates closer than this are one
+
+
+def allowed_candidates(space: DesignSpace, candidates: Tensor, earlier: Tensor, min_distance: float) -> Tensor:
+    """Which candidates (N, D) are at least `min_distance` from all earlier designs (*batch, n, D): (*batch, N)."""
+    places = space.standardize(candidates.to(earlier))
+    gap = (places.unsqueeze(-2) - space.standardize(earlier).unsqueeze(-3)).norm(dim=-1)
+    return (gap >= max(min_distance, _SAME)).all(-1)
+
+
+def nearest_candidate(space: DesignSpace, candidates: Tensor, design: Tensor, allowed: Tensor) -> Tensor:
+    """The allowed candidate (*batch, D) nearest to each design (*batch, D); allowed (*batch, N) has one in each row."""
+    candidates = candidates.to(design)
+    gap = (space.standardize(design).unsqueeze(-2) - space.standardize(candidates)).norm(dim=-1)
+    return candidates[gap.masked_fill(allowed.logical_not(), torch.inf).argmin(-1)]
+
+
+def keep_apart(
+    space: DesignSpace,
+    design: Tensor,
+    earlier: Tensor,
+    min_distance: float,
+    num_directions: int = 256,
+    within: DesignSpace | None = None,
+) -> Tensor | None:
+    """Move design (D,) to the nearest place at least `min_distance` from all earlier designs (n, D).
+
+    Distances are those of `space`; the place lies also in `within`, the part of it that the history leaves. Draws
+    directions from torch's global generator. Returns None if there is no such place.
+    """
+    proposed, taken = space.standardize(design), space.standardize(earlier.to(design))
+    if len(taken) == 0 or (taken - proposed).norm(dim=-1).min() >= min_distance:
+        return design
+    axes = torch.eye(space.dim).to(design)
+    directions = [axes, -axes]
+    if space.dim > 1:
+        directions.append(torch.nn.functional.normalize(torch.randn(num_directions, space.dim), dim=-1).to(design))
+    towards = torch.nn.functional.normalize(proposed - taken, dim=-1).unsqueeze(-2)
+    rays = torch.cat([torch.cat(directions).expand(len(taken), -1, -1), towards], dim=-2)
+    points = (taken.unsqueeze(-2) + 1.001 * min_distance * rays).flatten(0, 1)
+    designs = space.from_free(points)
+    reached = space.standardize(designs)
+    allowed = torch.cdist(reached, taken).amin(-1) >= min_distance
+    allowed &= torch.isfinite(designs).all(-1) & (within or space).contains(designs)
+    if not allowed.any():
+        return None
+    gap = (reached - proposed).norm(dim=-1).masked_fill(allowed.logical_not(), torch.inf)
+    return designs[gap.argmin()]

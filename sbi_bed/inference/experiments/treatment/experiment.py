@@ -1,0 +1,316 @@
+"""A live treatment experiment: who gets which arm, decided unit by unit, and the effect at any time.
+
+Each unit is assigned with a propensity, and its outcome in either arm predicted, from outcomes that had been recorded
+before; both are fixed, and on the disk with a journal, before the arm is told. The estimate is A2IPW with exactly these
+numbers (`a2ipw.py`), so no choice of policy or of predictions can bias it. Outcomes may come late and in any order, as
+long as when they come does not depend on what they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ....policies.treatment.base import TreatmentPolicy
+from ....policies.treatment.baselines import CoinFlip, predictor_for
+from ....utils.checks import as_finite_tensor, check_count
+from ....utils.seeding import seed_for, seeded
+from ..journal import Journal
+from ..saved import SavedExperiment, plain_to_policy, policy_to_plain
+from .a2ipw import AteEstimate, check_propensity
+from .log import TreatmentLog
+from .nuisance import PastNuisance
+from .units import Unit, UnitRegister
+
+__all__ = ["TreatmentExperiment"]
+
+
+class TreatmentExperiment(SavedExperiment):
+    """Assigns units to arms 0 and 1 under a policy, and estimates the average treatment effect.
+
+    Args:
+        policy: `TreatmentPolicy`, or any callable (history (n, d + 3), covariates (d,)) -> propensity, where the history
+            holds the units whose outcomes are known. It is not copied: do not train it while the experiment runs.
+        covariate_dim: Number d of covariates; needed for a callable only.
+        nuisance: What predicts outcomes: another `TreatmentPolicy`, or a regressor with fit(X, y) and predict(X), which
+            the experiment fits to past units of each arm. If None the policy, or, if it cannot, the arms' means so far.
+        refit_every: Refit a regressor whenever an arm's outcomes reach a multiple of this number.
+        clip: Executed propensities lie in [clip, 1 − clip]; if None the policy's own, or 0.05 if it has none.
+        tightest_at: Number of units at which the confidence sequence is tightest; it is fixed here, before any outcome.
+        seed: Seed of the assignments; drawn from torch's global generator if None.
+        journal: New file that every assignment and outcome is written to before it is answered. None keeps them in memory.
+
+    Attributes:
+        seed: The seed.
+
+    Raises:
+        TypeError: If the policy is not callable, or the nuisance neither policy nor regressor.
+        ValueError: If the nuisance does not fit the policy, an option is out of range, or the journal exists already.
+
+    Example:
+        >>> from sbi_bed.policies import NonContextualNeyman
+        >>> experiment = TreatmentExperiment(NonContextualNeyman(covariate_dim=1), seed=0)
+        >>> for age in range(20, 60):
+        ...     arm, propensity = experiment.assign(age)
+        ...     experiment.update(0.1 * age + 2.0 * float(arm))
+        >>> estimate = experiment.estimate()
+        >>> estimate.num_units, abs(estimate.ate - 2.0) < 3 * estimate.stderr
+        (40, True)
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        covariate_dim: int | None = None,
+        *,
+        nuisance: Any = None,
+        refit_every: int = 1,
+        clip: float | None = None,
+        tightest_at: int = 200,
+        seed: int | None = None,
+        journal: str | Path | None = None,
+    ):
+        if not callable(policy):
+            raise TypeError(f"policy must be a TreatmentPolicy or a callable, got {policy!r}.")
+        known = getattr(policy, "covariate_dim", covariate_dim)
+        if known is None:
+            raise ValueError("covariate_dim= is needed for a policy that does not say how many covariates it reads.")
+        self.covariate_dim = check_count(known, "covariate_dim", 0)
+        if covariate_dim not in (None, self.covariate_dim):
+            raise ValueError(f"covariate_dim is {covariate_dim}, but the policy is for {self.covariate_dim}.")
+        limit: float = getattr(policy, "clip", 0.05) if clip is None else clip
+        if not 0 < limit < 0.5:
+            raise ValueError(f"clip must be strictly between 0 and 1/2, got {limit}.")
+        self.clip, self.tightest_at = float(limit), check_count(tightest_at, "tightest_at")
+        self.seed = int(torch.randint(2**62, ())) if seed is None else check_count(seed, "seed", 0)
+        self.refit_every = check_count(refit_every, "refit_every")
+        self.policy, self._has_nuisance = policy, nuisance is not None
+        contextual, other = isinstance(policy, TreatmentPolicy), isinstance(nuisance, TreatmentPolicy)
+        self._regressor = None if nuisance is None or other else PastNuisance(nuisance, self.refit_every)
+        self._predictor = predictor_for(
+            policy if contextual else CoinFlip(self.covariate_dim), nuisance if other else None
+        )
+        weights = [p for p in policy.parameters() if p.is_floating_point()] if isinstance(policy, nn.Module) else []
+        self._dtype, self._device = (weights[0].dtype, weights[0].device) if weights else (torch.float64, "cpu")
+        self._register = UnitRegister(self.covariate_dim)
+        self._entries: list[dict[str, Any]] = []
+        self._states: list[Any] | None = None
+        self._num_learnt = 0
+        self._header = self._describe()
+        self._journal = None if journal is None else Journal.create(journal, self._header)
+
+    # ---- ask and tell
+
+    def assign(self, covariates: Any = (), unit: Any = None) -> tuple[Tensor, Tensor]:
+        """Assign the next unit, or several at once, none of which then sees another's outcome.
+
+        Args:
+            covariates: Covariates (d,) of a unit, or (n, d) of several, known before treatment.
+            unit: Id of the unit, a whole number or a string, or n ids; by default they are numbered from 0 on.
+
+        Returns:
+            Arm (0 or 1) and probability of arm 1 that it was drawn with: shape () for one unit, (n,) for several.
+
+        Raises:
+            TypeError: If covariates are not numbers.
+            ValueError: If covariates have the wrong shape or hold NaN or infinity, a unit is known already, or the policy
+                proposes no probability strictly between 0 and 1. Nothing is recorded then.
+            OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
+        """
+        units, rows = self._register.new_units(covariates, unit)
+        single = rows.ndim == 1
+        rows = rows.reshape(len(units), self.covariate_dim)
+        self._learn()
+        propensity, predicted = self._propose(rows)
+        first = len(self._register)
+        chance = torch.stack([self._chance(first + i) for i in range(len(rows))])
+        arm = (chance < propensity).long()
+        columns = {"covariates": rows, "arm": arm, "propensity": propensity, "predicted": predicted}
+        entry = {"event": "assign", "units": units, **{name: values.tolist() for name, values in columns.items()}}
+        self._write(entry)
+        self._register.add(units, *columns.values())
+        return (arm[0], propensity[0]) if single else (arm, propensity)
+
+    def update(self, outcome: Any, unit: Any = None, arm: Any = None) -> None:
+        """Record the outcome of a unit, or of several; with a journal it is on the disk when this returns.
+
+        Args:
+            outcome: Outcome, a number, or n of them.
+            unit: Id of the unit, or n ids. Without, outcomes are those of the units assigned last, if none else waits.
+            arm: The arm that the unit got, to be checked against the assignment.
+
+        Raises:
+            TypeError: If the outcome is not a number.
+            ValueError: If the outcome is not finite, the unit is unknown or has its outcome already, it is not clear whose
+                outcome it is, or the arm is not the one assigned. Nothing is recorded then.
+            OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
+        """
+        units = self._register.waiting_units(unit)
+        values = as_finite_tensor(outcome, "outcome")
+        if values.ndim > 1 or len(values) != len(units):
+            raise ValueError(f"outcome must have one number for each of {len(units)} units, got {tuple(values.shape)}.")
+        values = torch.as_tensor(outcome, dtype=torch.float64).reshape(-1)
+        self._register.check_arms(units, arm)
+        self._write({"event": "outcome", "units": units, "outcome": values.tolist()})
+        self._register.observe(units, values.tolist())
+        with contextlib.suppress(Exception):  # the outcome is safe; assign will raise the error again
+            self._learn()
+
+    # ---- what is known
+
+    @property
+    def num_units(self) -> int:
+        """Number of units assigned."""
+        return len(self._register)
+
+    @property
+    def num_observed(self) -> int:
+        """Number of units whose outcome is recorded."""
+        return len(self._register.arrivals)
+
+    @property
+    def pending(self) -> list[int | str]:
+        """Ids of the units that wait for their outcome, in the order of assignment."""
+        return self._register.pending
+
+    @property
+    def log(self) -> TreatmentLog:
+        """Every unit: covariates, arm, outcome, propensity, predictions; also as a table, see `TreatmentLog`."""
+        return self._register.log()
+
+    @property
+    def history(self) -> Tensor:
+        """Every unit as a policy reads it, (n, d + 3): covariates, arm, outcome, mask (0 where the outcome is pending)."""
+        return self.log.history
+
+    def estimate(self, level: float = 0.95) -> AteEstimate:
+        """Effect, standard error and intervals from the units whose outcomes are known.
+
+        `interval` is for one look at a time fixed beforehand; look as often as you like at `confidence_sequence`.
+
+        Raises:
+            ValueError: If fewer than two outcomes are known, or the level is not within (0, 1).
+        """
+        return self.log.estimate(level, self.tightest_at)
+
+    def running(self, level: float = 0.95) -> AteEstimate:
+        """The same after each unit whose outcome is known, in the order of assignment: tensors (num_observed,)."""
+        return self.log.running(level, self.tightest_at)
+
+    # ---- files
+
+    @classmethod
+    def load(cls, path: str | Path, policy: Any = None, *, nuisance: Any = None, journal: bool = True) -> Any:
+        """Load an experiment and go on with it: the same log, the same next propensity and arm.
+
+        No code in the file is run. An assignment that was written but never told, because the process was killed, is
+        among the `pending`.
+
+        Args:
+            path: A journal, or what `save` wrote; the two are alike.
+            policy: Policy whose weights the file's replace (in a copy); needed for one that is not of this package.
+            nuisance: Again what the experiment was run with, if it was.
+            journal: Go on journalling into the file. With False the file is only read, neither locked nor changed.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is truncated, damaged, foreign, in use, or of another experiment; or if a policy or a
+                nuisance must be given again.
+        """
+        return cls._load(path, journal, lambda header, entries: cls._rebuild(header, entries, policy, nuisance))
+
+    @classmethod
+    def _rebuild(cls, header: dict[str, Any], entries: list[dict[str, Any]], policy: Any, nuisance: Any) -> Any:
+        if header["kind"] != cls.__name__:
+            raise ValueError(f"it holds a {header['kind']}; use {header['kind']}.load.")
+        if header["has_nuisance"] != (nuisance is not None):
+            raise ValueError("give nuisance= again." if header["has_nuisance"] else "it was run without a nuisance.")
+        restored = plain_to_policy(header["policy"], None, policy)
+        experiment = cls(restored, header["covariate_dim"], nuisance=nuisance, **header["options"])
+        experiment._header = header
+        for entry in entries:
+            experiment._replay(entry)
+        return experiment
+
+    def _describe(self) -> dict[str, Any]:
+        names = ("refit_every", "clip", "tightest_at", "seed")
+        return {
+            "kind": type(self).__name__,
+            "covariate_dim": self.covariate_dim,
+            "options": {name: getattr(self, name) for name in names},
+            "has_nuisance": self._has_nuisance,
+            "policy": policy_to_plain(self.policy),
+        }
+
+    def _replay(self, entry: dict[str, Any]) -> None:
+        """Take up one entry of a file; propensities and predictions are read, never computed anew."""
+        if entry["event"] == "assign":
+            names = ("covariates", "arm", "propensity", "predicted")
+            self._register.add(entry["units"], *(torch.tensor(entry[name], dtype=torch.float64) for name in names))
+        elif entry["event"] == "outcome":
+            self._register.observe(self._register.waiting_units(entry["units"]), entry["outcome"])
+        else:
+            raise ValueError(f"it holds an event '{entry['event']}' that this version does not know.")
+        self._entries.append(entry)
+
+    # ---- inside
+
+    def _chance(self, number: int) -> Tensor:
+        """The uniform number that decides about a unit; it depends on the seed and the unit's number alone."""
+        generator = torch.Generator().manual_seed(seed_for(self.seed, f"unit {number}"))
+        return torch.rand((), generator=generator, dtype=torch.float64)
+
+    @torch.no_grad()
+    def _learn(self) -> None:
+        """Take up the outcomes that have come since, in the order in which they came."""
+        learners = self._learners
+        if self._states is None:
+            self._states = [learner.initial_state() for learner in learners]
+        while self._num_learnt < self.num_observed:
+            seen = self._register.arrivals[self._num_learnt]
+            row = (self._read(seen.covariates), self._read(seen.arm), self._read(seen.outcome))
+            with seeded(seed_for(self.seed, f"update {self._num_learnt}")):
+                self._states = [
+                    learner.update(state, *row) for learner, state in zip(learners, self._states, strict=True)
+                ]
+            if self._regressor is not None:
+                self._regressor.observe(seen.covariates, seen.arm, seen.outcome)
+            self._num_learnt += 1
+
+    @property
+    def _learners(self) -> list[TreatmentPolicy]:
+        """What predicts, and, if it is another policy, what assigns."""
+        if not isinstance(self.policy, TreatmentPolicy) or self.policy is self._predictor:
+            return [self._predictor]
+        return [self._predictor, self.policy]
+
+    @torch.no_grad()
+    def _propose(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Propensity (n,) and predictions (n, 2) for covariates (n, d), from what has been learnt."""
+        states, read = self._states or [], self._read(rows)
+        with seeded(seed_for(self.seed, f"propensity {len(self._register)}")):
+            if isinstance(self.policy, TreatmentPolicy):
+                proposed = self.policy.propensity(states[-1], read)
+            else:
+                past = self._history_of(self._register.arrivals)
+                proposed = torch.stack([torch.as_tensor(self.policy(past, row)).reshape(()) for row in read])
+        proposed = check_propensity(proposed.cpu(), "the policy's propensity").clamp(self.clip, 1 - self.clip)
+        if self._regressor is not None:
+            predicted = self._regressor.predict(rows)
+        else:
+            predicted = self._predictor.predict(states[0], read)[0]
+        predicted = as_finite_tensor(predicted, "the predicted outcomes", last_dim=2).double().cpu()
+        return proposed.expand(len(rows)), predicted.expand(len(rows), 2)
+
+    def _history_of(self, seen: Sequence[Unit]) -> Tensor:
+        """Units as a policy reads them, (n, d + 3)."""
+        columns = [torch.cat([u.covariates, u.covariates.new_tensor([u.arm, u.outcome, 1.0])]) for u in seen]
+        return self._read(torch.stack(columns) if columns else torch.zeros(0, self.covariate_dim + 3))
+
+    def _read(self, value: Any) -> Tensor:
+        return torch.as_tensor(value, dtype=self._dtype, device=self._device)

@@ -1,0 +1,85 @@
+"""Predictions of the outcome by a regressor of one's own, in scikit-learn's manner, from past units only."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ....utils.checks import check_count
+
+__all__ = ["PastNuisance"]
+
+_FEWEST = 10  # units of an arm that a regressor is fitted to; the arm's mean serves before
+
+
+class PastNuisance:
+    """One copy of a regressor for each arm, fitted to that arm's past units whenever a prediction is wanted.
+
+    The regressor never meets a unit before its outcome has been recorded, and what it says of a unit is fixed when the
+    unit is assigned. So however bad it is, it costs precision and never validity.
+
+    Args:
+        regressor: Object with `fit(X, y)` and `predict(X)` on numpy arrays (n, d), (n,); copied, never changed.
+        refit_every: Refit an arm's copy, from scratch, whenever its outcomes reach a multiple of this number.
+
+    Raises:
+        TypeError: If the regressor is anything else, e.g. numbers computed elsewhere.
+
+    Example:
+        >>> from sklearn.linear_model import LinearRegression
+        >>> nuisance = PastNuisance(LinearRegression())
+        >>> for i in range(20):
+        ...     nuisance.observe(torch.tensor([float(i)]), 1, 2.0 * i)
+        >>> nuisance.predict(torch.tensor([[30.0]])).round(decimals=4)
+        tensor([[ 0., 60.]], dtype=torch.float64)
+    """
+
+    def __init__(self, regressor: Any, refit_every: int = 1):
+        if isinstance(regressor, type) or not all(callable(getattr(regressor, m, None)) for m in ("fit", "predict")):
+            raise TypeError(
+                "nuisance must be an object with fit(X, y) and predict(X), which the experiment fits to past units itself: "
+                f"predictions made elsewhere might have seen the outcome. Got {type(regressor).__name__}."
+            )
+        self.refit_every = check_count(refit_every, "refit_every")
+        self._regressor = copy.deepcopy(regressor)
+        self._models: list[Any] = [None, None]
+        self._covariates: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        self._outcomes: tuple[list[float], list[float]] = ([], [])
+        self._fitted = [0, 0]
+
+    def observe(self, covariates: Tensor, arm: int, outcome: float) -> None:
+        """Take up a unit whose outcome is known: covariates (d,)."""
+        self._covariates[arm].append(covariates.numpy())
+        self._outcomes[arm].append(outcome)
+
+    def predict(self, covariates: Tensor) -> Tensor:
+        """Predicted outcomes (n, 2), float64, of arms 0 and 1 for covariates (n, d).
+
+        Raises:
+            ValueError: If the regressor fails, or predicts something that is not a finite number for each unit.
+        """
+        both = [self._predict_arm(arm, covariates.numpy()) for arm in range(2)]
+        return torch.from_numpy(np.stack(both, -1))
+
+    def _predict_arm(self, arm: int, covariates: np.ndarray) -> np.ndarray:
+        known = len(self._outcomes[arm])
+        used = known - known % self.refit_every  # depends on what is known alone, so that a loaded experiment agrees
+        if used < _FEWEST:
+            return np.full(len(covariates), float(np.mean(self._outcomes[arm])) if known else 0.0)
+        try:
+            if self._fitted[arm] != used:
+                self._models[arm] = copy.deepcopy(self._regressor)
+                self._models[arm].fit(np.stack(self._covariates[arm][:used]), np.array(self._outcomes[arm][:used]))
+                self._fitted[arm] = used
+            predicted = np.asarray(self._models[arm].predict(covariates), dtype=float)
+        except Exception as err:
+            raise ValueError(f"the nuisance failed for arm {arm} after {used} of its units: {err}") from err
+        if predicted.shape != (len(covariates),) or not np.isfinite(predicted).all():
+            raise ValueError(
+                f"the nuisance must predict {len(covariates)} finite numbers for arm {arm}, got {predicted!r}."
+            )
+        return predicted

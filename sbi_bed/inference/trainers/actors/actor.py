@@ -1,0 +1,253 @@
+r"""Train a net to act optimally under any cost, with nothing but the expected cost itself for a teacher.
+
+In random situations (belief, σ_r, cost parameters) the net's action is moved by δ to both sides, δ = τ/4, and the expected
+costs L of the five actions are computed on lattices of states and responses that are shifted at random in every step
+(`sbi_bed.simulators.actors.expected_cost`). With L_k at offset kδ,
+
+    L' ≈ [8 (L_1 − L_{−1}) − (L_2 − L_{−2})] / 12δ,   L'' ≈ (L_2 + L_{−2} − 2 L_0) / 4δ²,
+
+and the action is drawn down the gradient of L / |L''|, where |L''|, which is not differentiated, is the reference that
+makes costs of large and small stimuli, precise and vague beliefs count alike: what is minimised are relative errors of
+actions. The minimiser stays where it is. A cost itself is not differentiated either, so it may have kinks and jumps.
+
+After arXiv 2409.03710 (neural amortised Bayesian actors), which samples states and responses and differentiates the cost.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ....neural_nets.actor import NeuralActor
+from ....neural_nets.actor_errors import ActorErrors, actor_errors
+from ....neural_nets.learned_perception import LearnedPerception
+from ....simulators.actors.costs import ActorCost
+from ....simulators.actors.expected_cost import check_expected_cost_is_finite, check_symmetries, expected_cost
+from ....simulators.actors.optimal_actions import check_pair
+from ....simulators.actors.perception import Belief, Perception
+from ....simulators.actors.situations import Situations, draw_situations
+from ....utils.checks import check_count
+from ....utils.files import rebuilding
+from ....utils.seeding import seeded
+from ..checkpoint import check_checkpoint_arguments, read_checkpoint, restore_random_state, write_checkpoint
+from ..steps import Steps
+from .actor_settings import ActorSettings
+
+if TYPE_CHECKING:
+    from sbi.sbi_types import Tracker
+
+__all__ = ["ActorTrainer"]
+
+_KIND = "actor_training"
+_STEP = 0.25  # δ in units of τ
+_LARGEST_STEP = 1.0  # of an action, in coordinates
+_REPORT_EVERY = 100
+
+
+class ActorTrainer:
+    """Trains a `NeuralActor` for a cost.
+
+    Args:
+        cost: What responses cost: one of the package, or one's own (`ActorCost`).
+        perception: How stimuli are perceived and responses made, and ranges to train in; `LogNormalPerception()` if None.
+            The beliefs of a `LearnedPerception` are learned first, under the training's seed.
+        hidden_dim: Width of the net.
+        num_layers: Its hidden layers.
+        device: Where to train.
+        tracker: An sbi `Tracker`; nothing is written if None.
+        show_progress_bars: Whether to show progress with the mean distance to the optimum, as the gradient has it.
+
+    Attributes:
+        actor: The net.
+        errors: How far its actions are from optimal ones, measured after training (`ActorErrors`), or None.
+        distances: Mean of |L'/L''| at every hundredth step.
+        num_steps: Steps done.
+
+    Raises:
+        TypeError: If cost or perception is none.
+        ValueError: If their dimensions differ, the expected cost is infinite, or the cost lacks a symmetry that it claims.
+
+    Example:
+        >>> from sbi_bed.simulators import AbsoluteCost
+        >>> trainer = ActorTrainer(AbsoluteCost(), show_progress_bars=False)
+        >>> actor = trainer.train(num_steps=5, seed=0, num_validation=10)
+        >>> actor(torch.tensor([1.0, 2.0]), sigma=0.2, sigma_0=0.2, mu_0=1.5, sigma_r=0.1).shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        cost: ActorCost,
+        perception: Perception | None = None,
+        hidden_dim: int = 64,
+        num_layers: int = 3,
+        device: str | torch.device = "cpu",
+        tracker: Tracker | None = None,
+        show_progress_bars: bool = True,
+    ):
+        self.cost, self.perception = check_pair(cost, perception)
+        check_expected_cost_is_finite(self.cost, self.perception)
+        check_symmetries(self.cost)
+        self.device = torch.device(device)
+        if isinstance(self.perception, LearnedPerception) and self.device.type != "cpu":
+            raise ValueError(f"an actor on learned beliefs trains on the CPU, got device {self.device}.")
+        self._size = {"hidden_dim": hidden_dim, "num_layers": num_layers}
+        self._tracker, self._show_progress_bars = tracker, show_progress_bars
+        self.actor: NeuralActor | None = None
+        self.errors: ActorErrors | None = None
+        self.distances: list[float] = []
+        self.num_steps = 0
+
+    def train(
+        self,
+        num_steps: int = 5000,
+        batch_size: int = 256,
+        learning_rate: float = 3e-3,
+        seed: int | None = None,
+        *,
+        max_seconds: float | None = None,
+        num_nodes: int | None = None,
+        final_learning_rate: float = 0.005,
+        clip_max_norm: float | None = 1.0,
+        num_validation: int | None = None,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = 1000,
+        resume: bool = False,
+    ) -> NeuralActor:
+        """Train a new net, then measure its errors; returns it in evaluation mode.
+
+        Args:
+            num_steps: Steps of Adam.
+            batch_size: Situations in each.
+            learning_rate: First learning rate; it falls to `final_learning_rate` times that along a cosine.
+            seed: Seed of the whole training; the global generator if None.
+            max_seconds: Stop after so many seconds at the latest; the learning rate falls accordingly.
+            num_nodes: Nodes along each axis of state and response; if None 13, or 6 where these are vectors.
+            final_learning_rate: Share of the learning rate that is left at the end.
+            clip_max_norm: Largest norm of gradients; None for no limit.
+            num_validation: Actions compared with optimal ones at the end; if None 1000, or 100 of vectors; 0 for none.
+            checkpoint: File that holds the training's state, written every `checkpoint_every` steps and at the end.
+            checkpoint_every: Steps between checkpoints.
+            resume: Go on from `checkpoint` where it exists; the result is that of an uninterrupted training.
+
+        Raises:
+            ValueError: If an argument is out of range, the checkpoint is of another training, or costs become NaN.
+        """
+        vectors = self.perception.action_dim > 1
+        num_nodes = (6 if vectors else 13) if num_nodes is None else num_nodes
+        settings = ActorSettings.of(locals())
+        check_checkpoint_arguments(checkpoint, checkpoint_every, resume)
+        num_validation = (100 if vectors else 1000) if num_validation is None else num_validation
+        check_count(num_validation, "num_validation", 0)
+        description = {**settings.as_plain_data(), **self._size}
+        description |= {"cost": self.cost.describe(), "perception": self.perception.describe()}
+        if self._tracker is not None:
+            self._tracker.log_params(description)
+        with seeded(settings.seed, self.device):
+            actor = self._build()
+            optimizer = torch.optim.Adam(actor.acting_parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
+            start = self._restore(checkpoint, description, actor, optimizer) if resume else 0
+            show = self._show_progress_bars
+            steps = Steps(settings.num_steps, "training actor", start, settings.max_seconds, show=show)
+            for step, done in steps:
+                distance = self._step(actor, optimizer, settings, done)
+                self.num_steps = step + 1
+                if self.num_steps % _REPORT_EVERY == 0:
+                    self._report(steps, step, float(distance))
+                if checkpoint is not None and steps.every(checkpoint_every):
+                    state = {"actor": actor.state_dict(), "optimizer": optimizer.state_dict(), "step": self.num_steps}
+                    write_checkpoint(checkpoint, _KIND, description, state, self.device)
+        self.actor = actor.eval()
+        if num_validation:
+            self.errors = actor_errors(actor, num_validation, 0 if settings.seed is None else settings.seed + 1)
+            actor.errors = self.errors.as_plain_data()
+        return actor
+
+    # ---- pieces of a training
+
+    def _build(self) -> NeuralActor:
+        if isinstance(self.perception, LearnedPerception) and not self.perception.fitted:
+            self.perception.fit()
+        actor = NeuralActor(self.cost, self.perception, **self._size)
+        belief, sigma_r, parameters = _parts(draw_situations(self.cost, self.perception, 5000, everywhere=True))
+        actor.fit_scale(belief, sigma_r, parameters)
+        return actor.to(self.device)
+
+    def _step(
+        self, actor: NeuralActor, optimizer: torch.optim.Optimizer, settings: ActorSettings, done: float
+    ) -> Tensor:
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate_at(done)
+        with torch.no_grad():
+            situations = draw_situations(self.cost, self.perception, settings.batch_size, everywhere=True)
+        belief, sigma_r, parameters = _parts(situations, self.device)
+        offset = actor.offset(belief, sigma_r, parameters)
+        step = newton_step(self.cost, self.perception, belief, offset.detach(), sigma_r, parameters, settings.num_nodes)
+        if not bool(torch.isfinite(step).all()):
+            raise ValueError(
+                f"the expected cost of {self.cost.name} became NaN or infinite: look at its values where responses or "
+                "states are extreme."
+            )
+        optimizer.zero_grad(set_to_none=True)
+        (offset * step).sum(-1 if step.ndim > 1 else ()).mean().backward()
+        torch.nn.utils.clip_grad_norm_(actor.acting_parameters(), settings.largest_norm)
+        optimizer.step()
+        return step.abs().mean()
+
+    def _report(self, steps: Steps, step: int, distance: float) -> None:
+        self.distances.append(distance)
+        steps.say("mean |L'/L''|", self.distances)
+        if self._tracker is not None:
+            self._tracker.log_metrics({"distance": distance}, step=step)
+
+    def _restore(
+        self, path: str | Path | None, description: dict, actor: NeuralActor, optimizer: torch.optim.Optimizer
+    ) -> int:
+        content = read_checkpoint(path, _KIND, description, {"actor", "optimizer", "step"})
+        if content is None:
+            return 0
+        with rebuilding(str(path)):
+            actor.load_state_dict(content["actor"])
+            optimizer.load_state_dict(content["optimizer"])
+            restore_random_state(content, self.device)
+            self.num_steps = check_count(content["step"], "step", 0)
+        return self.num_steps
+
+
+def _parts(situations: Situations, device: torch.device | str = "cpu") -> tuple[Belief, Tensor, dict[str, Tensor]]:
+    belief = Belief(*(part.to(device) for part in situations.belief))
+    parameters = {name: value.to(device) for name, value in situations.cost_parameters.items()}
+    return belief, situations.person["sigma_r"].to(device), parameters
+
+
+@torch.no_grad()
+def newton_step(
+    cost: ActorCost,
+    perception: Perception,
+    belief: Belief,
+    offset: Tensor,
+    sigma_r: Tensor,
+    parameters: dict[str, Tensor],
+    num_nodes: int,
+) -> Tensor:
+    """L'/|L''| at actions with these offsets (B,) or (B, D), along each axis, at most `_LARGEST_STEP`; random lattices."""
+    dim = perception.action_dim
+    tau = (belief.spread.square() + sigma_r.square()).sqrt()
+    stencil = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).to(offset)
+    if dim == 1:
+        x_action = (belief.location + offset).unsqueeze(-1) + _STEP * tau.unsqueeze(-1) * stencil
+    else:
+        moves = torch.cat([stencil[:, None] * torch.eye(dim).to(offset)[axis] for axis in range(dim)])
+        x_action = (belief.location + offset).unsqueeze(-2) + _STEP * tau[:, None, None] * moves
+    shift = torch.rand(2, len(offset), dim).to(offset)
+    costs = expected_cost(
+        cost, perception, belief, x_action, sigma_r, parameters, num_nodes, (shift[0], shift[1])
+    ).unflatten(-1, (dim, 5))
+    below2, below, here, above, above2 = costs.unbind(-1)  # (B, D) each
+    slope, bend = (8 * (above - below) - (above2 - below2)) / 12, (above2 + below2 - 2 * here) / 4
+    delta = _STEP * tau.unsqueeze(-1)
+    step = delta * slope / torch.maximum(bend.abs(), delta * slope.abs() / _LARGEST_STEP).clamp_min(1e-30)
+    return step.squeeze(-1) if dim == 1 else step

@@ -1,0 +1,240 @@
+r"""Refining a policy in mid-experiment, the inner step of Step-DAD (arXiv 2507.14057).
+
+After τ trials the gain splits, I_{1→T}(π) = I_{1→τ}(π_0) + E[I^{h_τ}_{τ+1→T}(π_τ)]. Given h_τ: **infer** p(θ | h_τ);
+**refine** a copy of the policy on the gain of the remaining trials, θ_0 and contrastive samples drawn from that
+posterior; **judge** both policies on held-out draws with common random numbers and keep the old one unless the new one
+is better by more than the comparison's standard error.
+
+Without a likelihood the posterior is a trained one of sbi's, and the bound has a net inside, which goes on from where the
+policy's training left it. Both policies are judged by it; the old one also by the net as it was, whichever says more.
+
+With a time budget the old policy is judged first, which shows what judging costs, and training takes what is left.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....objectives.bounds import estimate_bounds, sampler_of
+from ....objectives.critics import NeuralBound
+from ....policies.base import Policy
+from ....simulators.base import DesignSimulator
+from ....simulators.rollout import rollout
+from ....utils.checks import check_count
+from ....utils.history import check_history, continue_history
+from ....utils.seeding import seeded
+from ...posteriors.hidden_state import replay_state
+from ...posteriors.likelihood_posterior import likelihood_posterior
+from .dad import DAD
+
+__all__ = ["Judge", "Refinement", "posterior_draws", "refine_policy"]
+
+_NO_END = 10**7  # steps, where time is what counts
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What a refinement did.
+
+    Attributes:
+        policy: The policy to go on with: the refined one, or the old one where that was no better.
+        accepted: Whether it is the refined one.
+        gain_before: Gain of the remaining trials under the old policy, nats, on held-out draws.
+        gain_after: The same under the refined one.
+        difference_stderr: Standard error of gain_after − gain_before, paired.
+        effective_sample_size: Of the posterior draws behind all of it.
+        num_steps: Gradient steps taken.
+        seconds: Time it took, inference and judgement included.
+    """
+
+    policy: Policy
+    accepted: bool
+    gain_before: float
+    gain_after: float
+    difference_stderr: float
+    effective_sample_size: float
+    num_steps: int
+    seconds: float
+
+    @classmethod
+    def judged(
+        cls,
+        policy: Policy,
+        refined: Policy,
+        before: Tensor,
+        after: Tensor,
+        effective_sample_size: float,
+        num_steps: int,
+        seconds: float,
+    ) -> Refinement:
+        """Keep the refined policy if its held-out gains are better by more than their standard error."""
+        difference = after - before
+        stderr = float(difference.std() / math.sqrt(len(difference)))
+        accepted = float(difference.mean()) > stderr
+        kept, gains = refined if accepted else policy, (float(before.mean()), float(after.mean()))
+        return cls(kept, accepted, *gains, stderr, effective_sample_size, num_steps, seconds)
+
+
+def refine_policy(
+    policy: Policy,
+    simulator: DesignSimulator,
+    horizon: int,
+    history: Tensor,
+    *,
+    num_steps: int | None = None,
+    batch_size: int = 256,
+    num_contrastive: int = 255,
+    learning_rate: float = 1e-3,
+    sample_with: Any = "smc",
+    bound: NeuralBound | None = None,
+    num_particles: int = 4096,
+    num_held_out: int = 2048,
+    max_seconds: float | None = None,
+    seed: int | None = None,
+    show_progress_bars: bool = True,
+) -> Refinement:
+    """Refine a copy of `policy` for the trials that remain after `history`.
+
+    Args:
+        policy: Policy to start from; it is not changed.
+        simulator: The experiment.
+        horizon: Total number T of trials.
+        history: The trials so far, (n, D + O + 1), n < T.
+        num_steps: Gradient steps of the refinement; 300 if None and there is no time budget.
+        batch_size: Experiments simulated in each step.
+        num_contrastive: Contrastive posterior draws in each step.
+        learning_rate: First learning rate; falls along a cosine.
+        sample_with: How to infer p(θ | history): a name for `likelihood_posterior`, or a trained sbi posterior over
+            histories padded to the horizon, which a simulator without a likelihood needs.
+        bound: For a simulator without a likelihood, the bound that its policy was trained with (`DAD(...).bound`); it is
+            not changed. A new `InfoNCE` if None.
+        num_particles: Posterior draws.
+        num_held_out: Simulated continuations, and contrastive draws, that judge the result.
+        max_seconds: Budget for all of it. Inference is not cut short; if nothing is left after it, the old policy stays.
+        seed: Seed of everything; the global generator if None.
+        show_progress_bars: Whether to show progress.
+
+    Raises:
+        ValueError: If the simulator has no likelihood and no posterior is given, or as `DAD` and `likelihood_posterior`
+            do.
+
+    Example:
+        >>> from sbi_bed.policies import DeepSetsPolicy
+        >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
+        >>> simulator = LocationFinding()
+        >>> policy = DeepSetsPolicy(simulator)
+        >>> history = PolicySimulator(simulator, policy, horizon=2)(simulator.prior.sample((1,)))[0]
+        >>> refinement = refine_policy(
+        ...     policy,
+        ...     simulator,
+        ...     4,
+        ...     history,
+        ...     num_steps=2,
+        ...     batch_size=8,
+        ...     num_contrastive=7,
+        ...     num_particles=128,
+        ...     num_held_out=16,
+        ...     seed=0,
+        ...     show_progress_bars=False,
+        ... )
+        >>> refinement.policy(history).shape
+        torch.Size([2])
+    """
+    begin = time.perf_counter()
+    check_count(num_held_out, "num_held_out", 2)
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"max_seconds must be positive, got {max_seconds}.")
+    if num_steps is None:
+        num_steps = 300 if max_seconds is None else _NO_END
+    with seeded(seed):
+        draws, effective_sample_size = posterior_draws(simulator, history, horizon, sample_with, num_particles)
+        state = replay_state(simulator, draws, history) if simulator.has_state else None
+        trainer = DAD(
+            simulator,
+            horizon,
+            copy.deepcopy(policy),
+            show_progress_bars=show_progress_bars,
+            prior=draws,
+            history=history,
+            bound=copy.deepcopy(bound),
+            state=state,
+        )
+        judge = Judge(simulator, trainer.num_trials, trainer.history, draws, state, num_held_out)
+        start = time.perf_counter()
+        before = judge.gains(policy, trainer.bound if bound is None else bound)
+        remaining = _seconds_left(max_seconds, begin, start, num_judgements=1 if bound is None else 2)
+        if remaining is not None and remaining <= 0:
+            seconds = time.perf_counter() - begin
+            return Refinement.judged(policy, policy, before, before, effective_sample_size, 0, seconds)
+        refined = trainer.train(num_steps, batch_size, num_contrastive, learning_rate, max_seconds=remaining)
+        after = judge.gains(refined, trainer.bound)
+        if trainer.bound is not None:
+            again = judge.gains(policy, trainer.bound)
+            before = before if before.mean() > again.mean() else again
+    seconds = time.perf_counter() - begin
+    return Refinement.judged(policy, refined, before, after, effective_sample_size, trainer.num_steps, seconds)
+
+
+def _seconds_left(max_seconds: float | None, begin: float, start: float, num_judgements: int) -> float | None:
+    """What training may take of a budget that began at `begin`, if each judgement takes as long as the one since `start`.
+
+    Half as much again is left for judging, lest the budget be overrun.
+    """
+    now = time.perf_counter()
+    return None if max_seconds is None else max_seconds - (now - begin) - 1.5 * (now - start) * num_judgements
+
+
+def posterior_draws(
+    simulator: DesignSimulator, history: Tensor, horizon: int, sample_with: Any, num: int
+) -> tuple[Tensor, float]:
+    """Draws (N, P) of p(θ | history), and how many independent ones they are worth."""
+    if isinstance(sample_with, str):
+        if not simulator.has_likelihood:
+            raise ValueError(
+                "a simulator without a likelihood needs a trained posterior: sample_with=, e.g. sbi's NPE trained on "
+                "PolicySimulator(..., min_trials=1)."
+            )
+        posterior = likelihood_posterior(simulator, history, sample_with=sample_with, num_particles=num)
+        return posterior.sample((num,), show_progress_bars=False), posterior.effective_sample_size
+    history = check_history(history, simulator.design_dim, simulator.outcome_dim)
+    x = torch.nn.functional.pad(history, (0, 0, 0, horizon - history.shape[-2]))
+    return sample_with.sample((num,), x=x.unsqueeze(0), show_progress_bars=False), float(num)
+
+
+class Judge:
+    """The gain of the remaining trials on held-out draws; all policies see the same random numbers."""
+
+    def __init__(
+        self,
+        simulator: DesignSimulator,
+        num_trials: int,
+        history: Tensor | None,
+        draws: Tensor,
+        state: Tensor | None,
+        num_held_out: int,
+    ):
+        self.simulator, self.num_trials, self.history = simulator, num_trials, history
+        self.draws, self.state, self.num = draws, state, num_held_out
+        self.seed = int(torch.randint(2**31, ()))
+
+    @torch.no_grad()
+    def gains(self, policy: Policy, bound: NeuralBound | None = None) -> Tensor:
+        """Lower bound of each of the held-out continuations, (num_held_out,): contrastive, or by a net."""
+        with seeded(self.seed):
+            if bound is None:
+                sample = sampler_of(self.draws)
+                settings: Any = {"sample_theta": sample, "history": self.history}
+                return estimate_bounds(
+                    self.simulator, policy, self.num_trials, self.num, self.num, **settings
+                ).lower_samples
+            index = torch.randint(len(self.draws), (self.num,))
+            state = None if self.state is None else self.state[index]
+            trials = rollout(self.simulator, policy, self.draws[index], self.num_trials, self.history, state=state)
+            return bound.eval()(self.draws[index], continue_history(self.history, *trials))

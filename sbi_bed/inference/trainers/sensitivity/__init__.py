@@ -1,0 +1,1 @@
+"""Trainers for sensitivity to priors and data."""

@@ -1,0 +1,387 @@
+r"""One-step lookahead: after each trial, Bayes' rule on particles, and then the design whose single outcome tells most.
+
+This is the traditional adaptive design (Lindley 1956; Houlsby et al. 2011, arXiv 1112.5745), with nothing to train. It
+is myopic and has to think between trials; it is the baseline that trained policies have to beat, and the method of
+choice where questions come from a short list and outcomes are few.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...simulators.base import DesignSimulator, parameter_indices, prior_log_prob
+from ...simulators.design_space import DesignSpace
+from ...utils.checks import as_finite_tensor, check_count
+from ...utils.quasi_random import quasi_random_draws
+from ...utils.seeding import seeded
+from ...utils.smc import ParticleBelief, assimilate
+from ...utils.transforms import to_unconstrained
+from ..base import Policy
+from .design_search import best_design, starting_designs
+from .one_step_gain import (
+    OutcomeTable,
+    finite_outcomes,
+    mutual_information,
+    nested_information,
+    nested_variance_reduction,
+    predictive_information,
+    variance_reduction,
+)
+
+__all__ = ["GreedyPolicy", "GreedyState"]
+
+_MAX_ELEMENTS = 2**22  # likelihoods computed at a time, which bounds memory
+_STREAM = 5_000_011  # keeps the policy's random numbers apart from those of whoever simulates under the same small seed
+
+
+class GreedyState(NamedTuple):
+    """What is known after some trials.
+
+    Attributes:
+        belief: The posterior as weighted particles; theta (*batch, N, P).
+        designs: Designs so far, (*batch, n, D).
+        outcomes: Outcomes so far, (*batch, n, O).
+        table: What the particles say of the candidates, once they have moved; else None.
+        moved: Whether the particles are no longer the policy's own.
+    """
+
+    belief: ParticleBelief
+    designs: Tensor
+    outcomes: Tensor
+    table: OutcomeTable | None = None
+    moved: bool = False
+
+
+class GreedyPolicy(Policy):
+    r"""Propose the design of largest expected gain from the next trial alone.
+
+    The posterior is held by particles: draws of the prior (quasi-random where its quantile function is known),
+    reweighted by each outcome; where the weights have come to rest on few of them, they are tempered and moved anew
+    (`sbi_bed.utils.smc.assimilate`), for each experiment of a batch by itself. Designs are chosen
+
+    - among candidates, those of a finite design space or the ones given: exactly for the particles where outcomes are
+      finite (boolean, or a small `constraints.integer_interval`), else by nested Monte Carlo. What the particles say of
+      each candidate is tabulated once, so that a question costs well under a millisecond;
+    - in a continuous space, from `num_candidates` designs, of which the best `num_starts` are improved by gradient
+      where outcomes are finite (and enumerated) or reparameterised (a contrastive bound, by the pathwise gradient).
+
+    The next design is a deterministic function of the history, so a run that is reloaded goes on as it would have.
+    Random numbers come from the policy's own seed; the global generator is left alone.
+
+    Args:
+        simulator: The experiment to design; it must have a likelihood.
+        candidates: Designs (J, D) to choose among; those of the design space if it is finite, else the whole space.
+        objective: "information" about theta (mutual information); "variance" of the parameters named in `of`, all others
+            a nuisance: the expected fall of their log sd; or "prediction": the mean information about the outcomes of all
+            candidates ("EPIG"), for when it is those that matter; it needs candidates and finitely many outcomes.
+        of: For "variance", the parameters of interest: indices of theta, or names where the simulator has
+            `parameter_names`.
+        num_particles: Number N of particles.
+        num_candidates: Designs scored first in a continuous space.
+        num_starts: Gradient ascents for each experiment.
+        num_steps: Steps of each ascent; 0 for none.
+        learning_rate: Of the first step, in free coordinates; it falls to 1/100 of it.
+        num_inner: Particles behind each marginal likelihood in nested Monte Carlo.
+        num_outer: Simulated outcomes of each design in nested Monte Carlo; at most `num_inner`.
+        ess_threshold: Share of N below which the effective sample size may not fall before particles are moved.
+        seed: Seed of all random numbers.
+
+    Attributes:
+        outcomes: All possible outcomes, (K, O), where these are finite and known, else None.
+        theta: Particles of the prior, (num_particles, P).
+
+    Raises:
+        ValueError: If there is no likelihood, the design space depends on the history, a candidate lies outside the
+            design space, or an argument is out of range.
+
+    Source: Lindley 1956; BALD, arXiv 1112.5745; EPIG, arXiv 2304.08151; the contrastive bound, arXiv 1911.00294; designs
+    for some of the parameters, Chaloner & Verdinelli 1995.
+
+    Example:
+        >>> from sbi_bed.simulators import HyperbolicDiscounting
+        >>> simulator = HyperbolicDiscounting()
+        >>> policy = GreedyPolicy(simulator, candidates=[[20.0, 30.0], [50.0, 30.0], [80.0, 30.0]])
+        >>> state = policy.initial_state()
+        >>> design = policy.propose(state)
+        >>> state = policy.update(state, design, torch.ones(1))
+        >>> state.belief.mean().shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        simulator: DesignSimulator,
+        *,
+        candidates: Any = None,
+        objective: Literal["information", "prediction", "variance"] = "information",
+        of: Sequence[int | str] | None = None,
+        num_particles: int = 2048,
+        num_candidates: int = 128,
+        num_starts: int = 8,
+        num_steps: int = 20,
+        learning_rate: float = 0.2,
+        num_inner: int = 256,
+        num_outer: int = 128,
+        ess_threshold: float = 0.05,
+        seed: int = 0,
+    ):
+        options = {
+            name: value
+            for name, value in locals().items()
+            if name not in ("self", "simulator", "candidates", "__class__")
+        }
+        super().__init__(simulator, candidates=None, **options)
+        _check_suits(simulator, objective, of)
+        if not 0 < ess_threshold <= 1:
+            raise ValueError(f"ess_threshold must lie in (0, 1], got {ess_threshold}.")
+        self.simulator, self.objective = simulator, objective
+        self.of = [] if of is None else parameter_indices(simulator, of)
+        self.config["of"] = self.of or None
+        self._seed = _STREAM + 1009 * seed
+        self.candidates = self._check_candidates(candidates)
+        self.outcomes = finite_outcomes(simulator)
+        if objective == "prediction" and (self.candidates is None or self.outcomes is None):
+            raise ValueError('objective="prediction" needs candidates and finitely many outcomes.')
+        self.num_candidates = check_count(num_candidates, "num_candidates")
+        self.num_starts = check_count(num_starts, "num_starts")
+        differentiable = self.outcomes is not None or simulator.reparameterized
+        self.num_steps = check_count(num_steps, "num_steps", 0) if differentiable else 0
+        self.learning_rate, self.ess_threshold = float(learning_rate), ess_threshold
+        self.num_inner = check_count(num_inner, "num_inner")
+        self.num_outer = min(check_count(num_outer, "num_outer"), self.num_inner)
+        self.theta = quasi_random_draws(simulator.prior, check_count(num_particles, "num_particles", 4), self._seed)
+        self._transform = to_unconstrained(simulator.prior)  # early: importing sbi keeps a person waiting
+        self._table: OutcomeTable | None = None
+        self._first: Tensor | None = None
+
+    def initial_state(self, batch_shape: Sequence[int] = ()) -> GreedyState:
+        """The prior, and no trials."""
+        shape, num = tuple(batch_shape), len(self.theta)
+        log_weights = torch.full((*shape, num), -math.log(num), dtype=torch.float64)
+        belief = ParticleBelief(self.theta.expand(*shape, -1, -1), log_weights, log_weights.new_zeros(shape))
+        return GreedyState(
+            belief, self.theta.new_zeros(*shape, 0, self.design_dim), self.theta.new_zeros(*shape, 0, self.outcome_dim)
+        )
+
+    @torch.no_grad()
+    def update(self, state: GreedyState, design: Tensor, outcome: Tensor) -> GreedyState:
+        """Bayes' rule for one more trial, and new particles where too few are left that count.
+
+        Raises:
+            ValueError: If the outcome is impossible for every particle, or its likelihood is NaN.
+        """
+        belief, design, outcome = state.belief, design.to(self.theta), outcome.to(self.theta)
+        likelihood = self.simulator.log_likelihood(belief.theta, design.unsqueeze(-2), outcome.unsqueeze(-2))
+        joint = belief.log_weights + likelihood
+        increment = joint.logsumexp(-1)
+        posterior = belief._replace(
+            log_weights=joint - increment.unsqueeze(-1), log_evidence=belief.log_evidence + increment
+        )
+        new = GreedyState(
+            posterior,
+            torch.cat([state.designs, design.unsqueeze(-2)], -2),
+            torch.cat([state.outcomes, outcome.unsqueeze(-2)], -2),
+            state.table,
+            state.moved,
+        )
+        # Written so that NaN counts as too few.
+        enough = posterior.log_weights.exp().square().sum(-1) <= 1 / (self.ess_threshold * len(self.theta))
+        return new if enough.all() else self._move(new, belief, enough.logical_not())
+
+    @torch.no_grad()
+    def propose(self, state: GreedyState, space: DesignSpace | None = None) -> Tensor:
+        """Next design (*batch, D); `space` is never another than the policy's own."""
+        if self.candidates is not None:
+            return self.candidates[self.best_candidate(state)]
+        batch_shape, num_trials = state.designs.shape[:-2], state.designs.shape[-2]
+        if num_trials > 0:
+            return self._in_chunks(self._search, state).reshape(*batch_shape, self.design_dim)
+        if self._first is None:  # the same for every experiment
+            self._first = self._search(_flatten(self.initial_state()))[0]
+        return self._first.expand(*batch_shape, -1)
+
+    def propose_among(self, state: GreedyState, allowed: Tensor) -> Tensor:
+        """Next design (*batch, D) among the candidates that `allowed`, a boolean (*batch, J) or (J,), marks.
+
+        Raises:
+            ValueError: If the policy has no candidates, or none is allowed.
+        """
+        index = self.best_candidate(state, allowed)
+        return self.candidates[index]  # pyright: ignore[reportOptionalSubscript]
+
+    def best_candidate(self, state: GreedyState, allowed: Tensor | None = None) -> Tensor:
+        """Index (*batch) of the candidate of largest gain; arguments and errors as for `propose_among`."""
+        gains = self.candidate_gains(state)
+        if allowed is not None:
+            if allowed.dtype != torch.bool or allowed.shape[-1:] != gains.shape[-1:]:
+                raise ValueError(
+                    f"allowed must be a boolean mask over {gains.shape[-1]} candidates, got {allowed.dtype} of shape "
+                    f"{tuple(allowed.shape)}."
+                )
+            if not allowed.any(-1).all():
+                raise ValueError("no candidate is left: allowed marks none.")
+            gains = gains.masked_fill(allowed.logical_not(), -torch.inf)
+        return gains.argmax(-1)
+
+    @torch.no_grad()
+    def candidate_gains(self, state: GreedyState) -> Tensor:
+        """Expected gain of each candidate, (*batch, J), in nats.
+
+        Raises:
+            ValueError: If the policy has no candidates, or a likelihood is NaN.
+        """
+        if self.candidates is None:
+            raise ValueError(
+                "this policy chooses in a continuous space; build it with candidates= to choose among designs."
+            )
+        gains = self._in_chunks(self._score_candidates, state)
+        if torch.isnan(gains).any():
+            index = int(gains.isnan().any(0).nonzero()[0])
+            raise ValueError(f"the log-likelihood is NaN for candidate {index}, {self.candidates[index].tolist()}.")
+        return gains.reshape(*state.designs.shape[:-2], -1)
+
+    def _check_candidates(self, candidates: Any) -> Tensor | None:
+        if candidates is None:
+            return self.design_space.candidates
+        candidates = self.design_space.check(as_finite_tensor(candidates, "candidates", last_dim=self.design_dim))
+        if candidates.ndim != 2 or len(candidates) == 0:
+            raise ValueError(f"candidates must have shape (J, {self.design_dim}), got {tuple(candidates.shape)}.")
+        self.config["candidates"] = candidates.tolist()
+        return candidates
+
+    def _in_chunks(self, function: Any, state: GreedyState) -> Tensor:
+        """Apply a function of a flat state of few experiments to a state of any batch shape."""
+        num_designs = self.num_candidates if self.candidates is None else len(self.candidates)
+        per_outcome = len(self.theta) if self.outcomes is not None else self.num_inner
+        size = num_designs * per_outcome * (len(self.outcomes) if self.outcomes is not None else self.num_outer)
+        chunk, flat = max(1, _MAX_ELEMENTS // size), _flatten(state)
+        parts = [_select(flat, slice(start, start + chunk)) for start in range(0, len(flat.designs), chunk)]
+        return torch.cat([function(part) for part in parts])
+
+    def _tabulate(self, theta: Tensor) -> OutcomeTable:
+        return OutcomeTable.of(self.simulator, theta, self.candidates.to(theta), self.outcomes.to(theta))  # pyright: ignore
+
+    def _score_candidates(self, state: GreedyState) -> Tensor:
+        """Gains (B, J) for a flat state."""
+        if self.outcomes is None:
+            candidates = self.candidates.to(self.theta)  # pyright: ignore[reportOptionalMemberAccess]
+            return self._nested_gain(state)(candidates.expand(len(state.designs), -1, -1))
+        if state.moved:
+            table = self._tabulate(state.belief.theta) if state.table is None else state.table
+        else:
+            self._table = table = self._tabulate(self.theta) if self._table is None else self._table
+        weights = state.belief.log_weights.exp().to(table.probability)
+        if self.objective == "variance":
+            return variance_reduction(table, weights, state.belief.theta[..., self.of].to(weights))
+        criterion = mutual_information if self.objective == "information" else predictive_information
+        return criterion(table, weights)
+
+    def _search(self, state: GreedyState) -> Tensor:
+        """Next designs (B, D) in a continuous space, for a flat state."""
+        with seeded(self._seed + state.designs.shape[-2]):
+            designs = starting_designs(self.design_space, self.num_candidates, state.designs)
+            gain = self._nested_gain(state) if self.outcomes is None else self._exact_gain(state)
+            return best_design(gain, designs, self.design_space, self.num_starts, self.num_steps, self.learning_rate)
+
+    def _exact_gain(self, state: GreedyState) -> Any:
+        """designs (B, S, D) -> gain (B, S)."""
+        outcomes, weights = self.outcomes.to(self.theta), state.belief.log_weights.exp().to(self.theta)  # pyright: ignore
+        theta = state.belief.theta
+
+        def gain(designs: Tensor) -> Tensor:
+            table = OutcomeTable.of(self.simulator, theta, designs, outcomes)
+            if self.objective == "variance":
+                return variance_reduction(table, weights, theta[..., self.of])
+            return mutual_information(table, weights)
+
+        return gain
+
+    def _nested_gain(self, state: GreedyState) -> Any:
+        """designs (B, S, D) -> gain (B, S) by nested Monte Carlo, with the same random numbers each time."""
+        seed = self._seed + state.designs.shape[-2]
+        with seeded(seed):
+            theta = state.belief.resample(self.num_inner).theta
+
+        criterion = nested_information
+        if self.objective == "variance":
+            criterion = partial(nested_variance_reduction, of=self.of)
+        # All designs see the same random numbers, so they can be taken a few at a time.
+        chunk = max(1, _MAX_ELEMENTS // (theta.shape[:-1].numel() * self.num_outer))
+
+        def gain(designs: Tensor) -> Tensor:
+            with seeded(seed):
+                parts = designs.split(chunk, -2)
+                return torch.cat([criterion(self.simulator, theta, d, self.num_outer, seed) for d in parts], -1)
+
+        return gain
+
+    def _move(self, state: GreedyState, before: ParticleBelief, where: Tensor) -> GreedyState:
+        """Temper and move the particles where `where` (*batch) says, starting `before` the last trial."""
+        batch_shape = where.shape
+        flat, before = _flatten(state), _flatten(state._replace(belief=before)).belief
+        belief = ParticleBelief(*(part.clone() for part in flat.belief))
+        num_trials = state.designs.shape[-2]
+        chunk = max(1, _MAX_ELEMENTS // (num_trials * len(self.theta)))
+        with seeded(self._seed + num_trials):
+            for index in where.reshape(-1).nonzero().squeeze(-1).split(chunk):
+                start = ParticleBelief(*(part[index] for part in before))
+                moved = self._assimilate_last(start, flat.designs[index], flat.outcomes[index])
+                for old, new in zip(belief, moved, strict=True):
+                    old[index] = new.to(old)
+        table = None
+        if self.candidates is not None and self.outcomes is not None:
+            size = len(belief.theta) * len(self.theta) * len(self.candidates) * len(self.outcomes)
+            table = self._tabulate(belief.theta) if size <= _MAX_ELEMENTS else None
+        flat = flat._replace(belief=belief, table=table, moved=True)
+        return GreedyState(*_map(flat, lambda tensor: tensor.reshape((*batch_shape, *tensor.shape[1:]))))
+
+    def _assimilate_last(self, belief: ParticleBelief, designs: Tensor, outcomes: Tensor) -> ParticleBelief:
+        """Belief (b, N) of all but the last trial → belief of all trials, with moved particles."""
+
+        def log_target(theta: Tensor) -> Tensor:
+            earlier = self.simulator.log_likelihood(
+                theta.unsqueeze(-2), designs[:, None, :-1], outcomes[:, None, :-1]
+            ).sum(-1)
+            return (prior_log_prob(self.simulator.prior, theta) + earlier).nan_to_num(nan=-torch.inf)
+
+        def log_likelihood(theta: Tensor) -> Tensor:
+            return self.simulator.log_likelihood(theta, designs[:, None, -1], outcomes[:, None, -1])
+
+        return assimilate(belief, log_likelihood, log_target, self._transform, max_moves=12, decorrelation=0.25)
+
+
+def _map(state: GreedyState, function: Any) -> list[Any]:
+    """Apply a function to every tensor of a state."""
+    belief = ParticleBelief(*(function(part) for part in state.belief))
+    table = None if state.table is None else OutcomeTable(*(function(part) for part in state.table))
+    return [belief, function(state.designs), function(state.outcomes), table, state.moved]
+
+
+def _flatten(state: GreedyState) -> GreedyState:
+    """The same state with batch shape (B,)."""
+    batch_shape = state.designs.shape[:-2]
+    size, num_dims = batch_shape.numel(), len(batch_shape)
+    return GreedyState(*_map(state, lambda tensor: tensor.reshape(size, *tensor.shape[num_dims:])))
+
+
+def _select(state: GreedyState, index: slice) -> GreedyState:
+    """Some of the experiments of a flat state."""
+    return GreedyState(*_map(state, lambda tensor: tensor[index]))
+
+
+def _check_suits(simulator: DesignSimulator, objective: str, of: Sequence[int | str] | None) -> None:
+    """Refuse simulators and objectives for which the gain of one more trial cannot be computed."""
+    if not simulator.has_likelihood:
+        raise ValueError("GreedyPolicy needs a simulator with a log_likelihood.")
+    if simulator.design_space.depends_on_history:
+        raise ValueError("GreedyPolicy searches one space; it cannot follow one that depends on the history.")
+    if objective not in ("information", "prediction", "variance"):
+        raise ValueError(f'objective must be "information", "prediction" or "variance", got {objective!r}.')
+    if (objective == "variance") != (of is not None):
+        raise ValueError('of= names the parameters of objective="variance", and is for no other; give both or neither.')

@@ -1,0 +1,1 @@
+"""Policies for sensitivity to priors and data."""

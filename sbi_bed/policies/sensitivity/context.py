@@ -1,0 +1,89 @@
+r"""A policy that knows which prior the experimenter holds: designs for every context from one net.
+
+    ξ_{t+1} = head( net(c) + Σ_{i ≤ t} encoder(ξ_i, y_i) ),
+
+deep sets (`deep_sets.py`) whose running sum begins with what a net makes of the context c. With c the powers γ of a
+`PowerScaledPrior`, a change of mind about the prior costs nothing: it is another first state.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...neural_nets.trial_features import mlp
+from ...simulators.base import DesignSimulator
+from ...simulators.sensitivity.contexts import Contexts
+from ..design.deep_sets import DeepSetsPolicy
+
+__all__ = ["ContextPolicy"]
+
+
+class ContextPolicy(DeepSetsPolicy):
+    """Permutation-invariant policy for any context; `in_context(context)` is the policy in one. `ContextDAD` trains it.
+
+    Args:
+        simulator: The experiment to design.
+        contexts: What contexts are drawn from, or its `description()`.
+        hidden_dim: Width of the hidden layers of encoder, head and the context's net.
+        summary_dim: Size of the pooled summary.
+        num_layers: Number of hidden layers in each.
+
+    Attributes:
+        context_net: Net from a context to what is added to the sum over trials.
+        log_columns: Which values of a context are read in their logs, (C,).
+
+    Example:
+        >>> from sbi_bed.simulators import LocationFinding, LogUniform
+        >>> policy = ContextPolicy(LocationFinding(), Contexts(gamma=LogUniform(0.5, 2.0, 2)))
+        >>> policy.in_context([0.5, 1.0])(torch.zeros(0, 4)).shape
+        torch.Size([2])
+    """
+
+    log_columns: Tensor
+
+    def __init__(
+        self,
+        simulator: DesignSimulator,
+        contexts: Contexts | dict[str, Any],
+        hidden_dim: int = 128,
+        summary_dim: int = 32,
+        num_layers: int = 2,
+    ):
+        super().__init__(simulator, hidden_dim, summary_dim, num_layers)
+        self.contexts = contexts if isinstance(contexts, Contexts) else Contexts.from_description(contexts)
+        self.config = {"contexts": self.contexts.description(), **self.config}
+        self.context_net = mlp(self.contexts.dim, (hidden_dim,) * num_layers, summary_dim)
+        self.register_buffer("log_columns", torch.tensor(self.contexts.log_columns))
+        self._context: Tensor | None = None
+
+    def in_context(self, context: Any) -> ContextPolicy:
+        """The policy, its weights shared, in one context (C,), or in one for each of a batch of experiments, (B, C).
+
+        Raises:
+            ValueError: If a context is outside what `contexts` are drawn from.
+        """
+        chosen = copy.copy(self)
+        chosen._context = self.contexts.check_inside(context)
+        return chosen
+
+    def initial_state(self, batch_shape: Sequence[int] = ()) -> Tensor:
+        """Summary (*batch, summary_dim) of no trials, in the context.
+
+        Raises:
+            ValueError: If no context was chosen.
+        """
+        if self._context is None:
+            raise ValueError("which context? Use policy.in_context(context).")
+        context = self._context.to(self.empty)
+        known = self.context_net(torch.where(self.log_columns, context.clamp_min(1e-30).log(), context))
+        return (self.empty + known).expand(*batch_shape, -1)
+
+    def read(self, history: Tensor) -> Tensor:
+        """Summary (*batch, summary_dim) of histories of any lengths."""
+        features, mask = self.features.of_history(history)
+        return self.initial_state(history.shape[:-2]) + (self.encoder(features) * mask).sum(-2)

@@ -1,0 +1,1 @@
+"""Simulators for sensitivity to priors and data."""

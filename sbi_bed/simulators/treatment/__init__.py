@@ -1,0 +1,1 @@
+"""Simulators for treatment experiments."""

@@ -1,0 +1,1 @@
+"""Packing of grouped data and of contexts into tensors with masks."""

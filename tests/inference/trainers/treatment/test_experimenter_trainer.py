@@ -1,0 +1,125 @@
+"""Training of experimenters: the loss against closed forms, that it falls, and that a training goes on where it stopped."""
+
+import math
+
+import pytest
+import torch
+
+from sbi_bed.inference import ExperimenterTrainer
+from sbi_bed.inference.trainers.treatment.experimenter import ExperimenterSettings, imitation_loss
+from sbi_bed.policies import ExperimenterTransformer, GradientExperimenter, NeymanTeacher
+from sbi_bed.policies.treatment.base import StreamPredictions, neyman_propensity
+from sbi_bed.simulators import TreatmentStream
+
+SHORT = {"num_episodes": 12, "num_units": 60, "batch_size": 4, "units_per_episode": 10, "seed": 3}
+
+
+def trainer(student=None, **keywords):
+    return ExperimenterTrainer(
+        TreatmentStream(1.5), NeymanTeacher(1, 1.5), student, show_progress_bars=False, **keywords
+    )
+
+
+def small():
+    torch.manual_seed(4)
+    return ExperimenterTransformer(1, width=8, num_layers=1, num_heads=2)
+
+
+def test_loss_is_a_divergence_and_a_regret():
+    mean, log_variance, said_mean, said = torch.randn(4, 5, 7, 2).double()
+    found = imitation_loss(StreamPredictions(said[..., 0], said_mean, said), mean, log_variance, 0.0)
+    normals = [torch.distributions.Normal(m, (0.5 * v).exp()) for m, v in ((mean, log_variance), (said_mean, said))]
+    expected = torch.distributions.kl_divergence(*normals).sum(-1).mean()
+    torch.testing.assert_close(found, expected)
+    same = StreamPredictions(said[..., 0], mean, log_variance)
+    assert float(imitation_loss(same, mean, log_variance, 2.0)) == pytest.approx(0, abs=1e-12)
+    with_regret = imitation_loss(StreamPredictions(said[..., 0], said_mean, said), mean, log_variance, 3.0)
+    e, best = neyman_propensity(said, 1e-3), neyman_propensity(log_variance, 1e-3)
+    variance = log_variance.exp()
+    loss = variance[..., 1] / e + variance[..., 0] / (1 - e) - variance[..., 1] / best - variance[..., 0] / (1 - best)
+    scale = (0.5 * log_variance).exp().sum(-1).square().mean()
+    torch.testing.assert_close(with_regret - expected, 3 * loss.mean() / scale)
+
+
+def test_a_training_lowers_the_loss_and_depends_on_its_seed_alone():
+    first = trainer(small())
+    state = torch.get_rng_state()
+    student = first.train(60, learning_rate=5e-3, **SHORT)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not student.training and first.losses[-1] < 0.7 * first.losses[0] and first.num_steps == 60
+    torch.randn(7)
+    second = trainer(small())
+    second.train(60, learning_rate=5e-3, **SHORT)
+    assert first.losses == second.losses
+
+
+def test_a_training_goes_on_where_it_stopped(tmp_path):
+    whole = trainer(small())
+    expected = whole.train(30, **SHORT)
+
+    class Stop(Exception):
+        pass
+
+    class Tracker:
+        def log_params(self, params):
+            pass
+
+        def log_metrics(self, metrics, step):
+            if step == 19:
+                raise Stop
+
+    path = tmp_path / "training"
+    with pytest.raises(Stop):
+        trainer(small(), tracker=Tracker()).train(30, checkpoint=path, checkpoint_every=10, **SHORT)
+    resumed = trainer(small())
+    student = resumed.train(30, checkpoint=path, resume=True, **SHORT)
+    assert resumed.losses[-1] == whole.losses[-1]
+    for one, two in zip(student.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one, two)
+    with pytest.raises(ValueError, match="is a checkpoint of a training with"):
+        trainer(small()).train(31, checkpoint=path, resume=True, **SHORT)
+
+
+def test_the_default_student_is_built_under_the_seed():
+    torch.manual_seed(1)
+    first = trainer().train(1, **SHORT)
+    torch.manual_seed(2)
+    second = trainer().train(1, **SHORT)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_time_runs_out_and_streams_grow():
+    timed = trainer(GradientExperimenter(1, 1.5))
+    timed.train(10_000, max_seconds=1.5, **SHORT)
+    assert 0 < timed.num_steps < 10_000
+    settings = ExperimenterSettings(1e-3, 0.01, 1.0, 10, 4, 8, 300, 16, 1.0, None, None)
+    assert [settings.length_at(done) for done in (0.0, 0.25, 0.5, 1.0)] == [40, 170, 300, 300]
+
+
+def test_errors_say_what_is_wrong():
+    stream, teacher = TreatmentStream(1.5), NeymanTeacher(1)
+    with pytest.raises(TypeError, match="the teacher must be a TreatmentPolicy that predicts"):
+        ExperimenterTrainer(stream, "teacher")
+    with pytest.raises(TypeError, match="the student must be a TreatmentPolicy that predicts"):
+        ExperimenterTrainer(stream, teacher, torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="stream has 1 covariates, the student was built for 2"):
+        ExperimenterTrainer(stream, teacher, GradientExperimenter(2))
+    with pytest.raises(ValueError, match="NeymanTeacher has nothing to train"):
+        ExperimenterTrainer(stream, teacher, NeymanTeacher(1))
+    ready = trainer(small())
+    for name, value, message in (
+        ("num_steps", 0, "num_steps must be at least 1"),
+        ("learning_rate", -1.0, "learning_rate must be positive"),
+        ("propensity_weight", -1.0, "must not be negative"),
+        ("clip_max_norm", 0.0, "clip_max_norm must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ready.train(**{name: value})
+    with pytest.raises(ValueError, match="needs checkpoint="):
+        ready.train(resume=True)
+    with pytest.raises(ValueError, match="the loss became nan at step 0: lower the learning rate"):
+        broken = small()
+        broken.head[1].bias.data.fill_(math.nan)
+        trainer(broken).train(1, **SHORT)
+    with pytest.raises(ValueError, match="must predict outcomes"):
+        imitation_loss(StreamPredictions(torch.zeros(1), None, None), torch.zeros(1, 2), torch.zeros(1, 2), 1.0)
