@@ -1,8 +1,8 @@
-r"""Any posterior as ArviZ's `InferenceData`: draws, log prior and log likelihood, for its plots, summaries and checks.
+r"""Export of a posterior to ArviZ's `InferenceData`: draws, log prior and log likelihood.
 
-The log likelihood is log p(x | θ) = potential(θ) − log p(θ). sbi's potential of a likelihood posterior is log p(x | θ) +
-log p(θ), so that this is exact; that of a neural posterior is log q(θ | x), so that it is exact up to a constant, if q is.
-Sensitivity to powers of prior and likelihood (`arviz.psens`, `arviz_stats.psense_summary`) needs no more than that.
+The log likelihood is log p(x | θ) = potential(θ) − log p(θ). For a likelihood posterior, sbi's potential is
+log p(x | θ) + log p(θ), so this is exact. For a neural posterior it is log q(θ | x), so this is as exact as q, up to a
+constant. Sensitivity to powers of prior and likelihood (`arviz.psens`, `arviz_stats.psense_summary`) needs nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..utils.seeding import seeded
 
 __all__ = ["to_arviz"]
 
-_CHAINS = 4  # of independent draws, which have none
+_CHAINS = 4  # into which independent draws are cut
 
 
 def to_arviz(
@@ -35,29 +35,30 @@ def to_arviz(
     seed: int | None = None,
     **sample_settings: Any,
 ) -> Any:
-    """Draw from a posterior and hand over all that ArviZ's checks of sensitivity need.
+    """Draw from a posterior and export all that ArviZ's checks of sensitivity need.
 
-    Where sbi ran several chains they stay chains. Independent draws are put into four of equal length, so that `rhat` and
-    `ess` of them have nothing to find.
+    Chains of sbi stay chains. Independent draws are cut into four chains of equal length, which `rhat` and `ess` must find
+    perfect.
 
     Args:
         posterior: sbi's posteriors, `likelihood_posterior(...)`, a `DeepEnsemblePosterior` over parameters, or
             `context_posterior.condition_on(context)`.
-        x: One data set, (*event) or (1, *event); the posterior's default one if None.
+        x: One data set, (*event) or (1, *event); the posterior's default if None.
         num_samples: Draws in all, a multiple of the number of chains.
         parameter_names: P names; "theta_0", "theta_1", … if None.
         seed: Seed; the global generator if None.
         **sample_settings: Passed on to `posterior.sample`.
 
     Returns:
-        `arviz.InferenceData` with groups `posterior`, one variable for each parameter; `log_prior`, likewise where
-        parameters are independent, else one variable "joint"; `log_likelihood`, one variable "x" of the whole data set, so
-        that `loo`, which needs each observation's, is none; `sample_stats`, `lp` the potential; and `observed_data`.
+        `arviz.InferenceData` with these groups: `posterior`, one variable for each parameter; `log_prior`, the same if
+        parameters are independent, or one variable "joint"; `log_likelihood`, one variable "x" for the whole data set (so
+        `loo`, which needs one for each observation, does not work); `sample_stats`, with the potential `lp`; and
+        `observed_data`.
 
     Raises:
         ImportError: If ArviZ is not installed.
-        TypeError: If the posterior tells neither prior nor density.
-        ValueError: If there is not one name for each parameter, or `num_samples` is no multiple of the chains.
+        TypeError: If the posterior has no prior or no density.
+        ValueError: If the number of names is wrong, or `num_samples` is not a multiple of the number of chains.
 
     Example:
         >>> from sbi_bed.inference import likelihood_posterior
@@ -110,7 +111,7 @@ def to_arviz(
 
 
 def _log_prior(prior: Any, theta: Tensor, names: list[str]) -> dict[str, Tensor]:
-    """Log density (S,) of each parameter's prior where they are independent, of all together else."""
+    """Log prior density (S,) of each parameter if they are independent; of all together otherwise."""
     factors, parts = None, getattr(prior, "dists", ())
     if isinstance(prior, Independent) and prior.reinterpreted_batch_ndims == 1:
         factors = prior.base_dist.log_prob(theta)

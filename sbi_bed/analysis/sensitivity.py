@@ -1,6 +1,6 @@
-"""Pictures of sensitivity: over powers of a prior, from each source, and of ensembles that disagree.
+"""Pictures of sensitivity: over powers of a prior, from each source, and disagreement of ensembles.
 
-They draw arrays and results, whichever method these are from.
+They take arrays and results of any method.
 """
 
 from __future__ import annotations
@@ -30,8 +30,15 @@ __all__ = [
 ]
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8C8C8C"
-_COLOURS = (_BLUE, "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")  # Okabe & Ito, without the orange of alarms
-_MOST_POINTS = 300  # of a source, drawn beside its violin
+_COLOURS = (
+    _BLUE,
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#F0E442",
+)  # Okabe & Ito, without the orange that marks alarms
+_MOST_POINTS = 300  # drawn beside the violin of a source
 
 
 def plot_gamma_map(
@@ -50,7 +57,7 @@ def plot_gamma_map(
         values: Shape (R, G). If any is negative, colours diverge from zero.
         gamma: Powers of the columns, (G,), increasing.
         rows: Powers of a second component, (R,), increasing; or R names, of parameters say.
-        label: What the colours are.
+        label: Label of the colours.
         gamma_name: Name of the columns' power.
         row_name: Name of the rows.
         ax: Axes to draw on; the current ones if None.
@@ -96,7 +103,7 @@ def plot_gamma_map(
 def plot_gamma_ridges(
     draws: Sequence[Any] | Tensor, gamma: Any, *, name: str = "θ", overlap: float = 1.6, ax: Axes | None = None
 ) -> Axes:
-    """Draw the posterior of one parameter at each power, one above the other, that at γ = 1 in orange.
+    """Draw the posterior of one parameter at each power, one above the other; γ = 1 is orange.
 
     Args:
         draws: Posterior draws (S,) at each power, (G, S) or a list.
@@ -109,7 +116,7 @@ def plot_gamma_ridges(
         The axes.
 
     Raises:
-        ValueError: If there is not one set of draws for each power, or a number is not finite.
+        ValueError: If the numbers of powers and of sets of draws differ, or a number is not finite.
 
     Example:
         >>> import torch
@@ -150,20 +157,20 @@ def plot_sources_of_sensitivity(
     label: str = "shift of the posterior mean, posterior sd",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw how far each source moves each conclusion, side by side on one scale.
+    """Draw how far each source moves each conclusion, on one scale.
 
     Args:
-        sources: For each source, such as "prior", "likelihood", "data" and "approximator", its shifts (R, K): of R variants
-            (powers, simulators, bootstraps, members) and K conclusions (parameters or models), all in one unit.
+        sources: Source ("prior", "likelihood", "data", "approximator") → its shifts (R, K): R variants (powers, simulators,
+            bootstraps, members), K conclusions (parameters or models), all in one unit.
         names: K names; θ₀, … if None.
-        label: What the shifts are.
+        label: Label of the shifts.
         ax: Axes to draw on; the current ones if None.
 
     Returns:
-        The axes. Dots are variants, bars go from the 5 % to the 95 % quantile of these and violins over all.
+        The axes. Dots are variants, bars span their 5 % to 95 % quantiles, violins show all.
 
     Raises:
-        ValueError: If there is no source, numbers of conclusions or names differ, or a number is not finite.
+        ValueError: If there is no source, the numbers of conclusions or names differ, or a number is not finite.
 
     Example:
         >>> import torch
@@ -204,19 +211,19 @@ def plot_sources_of_sensitivity(
 def plot_ensemble_disagreement(
     gap: SimulationGap, *, names: Sequence[str] | None = None, level: float = 0.05, ax: Axes | None = None
 ) -> Axes:
-    """Draw how far members disagree on observed data sets against how far they do on simulated ones.
+    """Draw the disagreement of members on observed data sets, against that on simulated ones.
 
     Args:
-        gap: What `simulation_gap` gave.
+        gap: Result of `simulation_gap`.
         names: Names of the B data sets; "0", "1", … if None.
-        level: Data sets whose p-value, by both scores together, is smaller are orange.
+        level: Data sets with a smaller p-value (by both scores together) are orange.
         ax: Axes to draw on; the current ones if None.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: If there is not one name for each data set.
+        ValueError: If the number of names is not that of data sets.
 
     Example:
         >>> import torch
@@ -276,13 +283,13 @@ def plot_power_scaling(
     names: Sequence[str] | None = None,
     axes: Sequence[Axes] | None = None,
 ) -> Any:
-    """Draw posterior means over powers by importance weights, beside better answers, and k̂ under them.
+    """Draw posterior means over powers by importance weights, beside better answers, and their k̂.
 
     Args:
-        found: What `power_scaling_by_importance` gave, over increasing powers. Where k̂ forbids, lines are dotted.
+        found: Result of `power_scaling_by_importance`, over increasing powers. Lines are dotted where k̂ is too large.
         exact_mean: Exact means, (G, P).
         exact_sd: Exact standard deviations, (G, P): a grey band of ± one.
-        others: Means (G, P) by other methods, such as a context network, by name.
+        others: Name → means (G, P) by another method, such as a context network.
         names: P names; θ₀, … if None.
         axes: P + 1 axes, the last for k̂; a new figure if None.
 
@@ -329,7 +336,7 @@ def plot_power_scaling(
     return drawn
 
 
-# ---- pieces
+# ---- parts of pictures
 
 
 def _draw_means(axes: Any, gamma: Any, mean: Any, reliable: Any, others: dict[str, Tensor]) -> None:
@@ -345,13 +352,13 @@ def _draw_means(axes: Any, gamma: Any, mean: Any, reliable: Any, others: dict[st
 
 
 def _draw_pareto_k(axes: Any, found: PowerScaling) -> None:
-    """k̂ over powers, with the largest that moments can be relied on with."""
+    """k̂ over powers, with the largest reliable k̂."""
     gamma = found.gamma.numpy()
     shape = found.pareto_k.numpy()
     shape = np.where(np.isfinite(shape), shape, np.nan)
     axes.axhline(found.largest_pareto_k, color=_GREY, linewidth=1, linestyle="--")
     axes.annotate(
-        "not to be relied on above",
+        "not reliable above",
         (1, found.largest_pareto_k),
         xycoords=("axes fraction", "data"),
         xytext=(-3, 3),
@@ -372,7 +379,7 @@ def _draw_violin(axes: Any, values: np.ndarray, centre: float, thickness: float,
     low, high = np.quantile(values, [0.05, 0.95])
     axes.plot([centre, centre], [low, high], color=colour, linewidth=2, solid_capstyle="butt")
     shown = values[:: -(-len(values) // _MOST_POINTS)]
-    spread = 0.2 * thickness * np.sin(2.4 * np.arange(len(shown)))  # apart, the same each time
+    spread = 0.2 * thickness * np.sin(2.4 * np.arange(len(shown)))  # apart, and the same each time
     axes.scatter(centre + spread, shown, s=5, color=colour, alpha=0.6, linewidths=0, zorder=3, rasterized=True)
 
 
@@ -390,7 +397,7 @@ def _place_of_one(powers: Tensor) -> float:
 
 
 def _ticks_of_powers(axis: Any, powers: Tensor) -> None:
-    """Ticks at round powers, of pixels that lie at their indices."""
+    """Ticks at round powers of an image whose columns are at their indices."""
     rounded = _round_powers(powers.tolist())
     places = np.interp(np.log(rounded), powers.double().log(), np.arange(len(powers)))
     axis.set_ticks(places, [f"{value:g}" for value in rounded])

@@ -1,4 +1,4 @@
-"""ArviZ, which is optional: found where it is used, with one clear error where it is not."""
+"""Import of ArviZ, which is optional, with one clear error if it is not installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def import_arviz(what: str) -> Any:
     """The module `arviz`.
 
     Args:
-        what: What needs it, for the error.
+        what: Name of the function that needs it, for the error.
 
     Raises:
         ImportError: If it is not installed.

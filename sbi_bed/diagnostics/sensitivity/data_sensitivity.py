@@ -1,15 +1,15 @@
-r"""How far a conclusion hangs on single data, on chance, on what is missing, and on how the data were prepared.
+r"""Sensitivity of a conclusion to the data: to single units, to chance, to missing data, and to preprocessing.
 
-Amortised inference answers for any data set at once, so an analysis can be repeated for hundreds of variants of one packed
-data set in one pass, with no training:
+An amortised posterior answers for any data set, so an analysis can be repeated for hundreds of variants of one packed data
+set, without training:
 
-- bootstrap: units (groups, or the observations within each group) drawn with replacement, as many as there are;
-- leave one out: each unit in turn left out, which shows the influence of single ones;
-- missing: a share of all observations, chosen by chance, left out;
-- prepared otherwise: data sets that the user made, of other exclusions, transforms or windows.
+- bootstrap: units (groups, or the observations within each group) are drawn with replacement, as many as there are;
+- leave one out: each unit in turn is left out, which shows the influence of single units;
+- missing: a random share of all observations is left out;
+- prepared: data sets of the user, with other exclusions, transforms or windows.
 
-What moves is the posterior mean of each parameter, in posterior standard deviations, or the probability of each model. A
-bootstrap of exchangeable observations moves means by about one such deviation where the data dominate the prior.
+The result is the shift of the posterior mean of each parameter, in posterior standard deviations, or of the probability of
+each model. If the data dominate the prior, a bootstrap of exchangeable observations moves means by about one such deviation.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class DataSensitivity:
     K is the number of parameters, summarised by posterior means, or of models, by probabilities.
 
     Attributes:
-        baseline: Of the data as they are, (K,).
+        baseline: Summary of the data as they are, (K,).
         scale: Unit of shifts, (K,): posterior standard deviations of the parameters; 1 for models.
-        estimates: For each kind of variant its R summaries, (R, K).
+        estimates: Kind of variant → its R summaries, (R, K).
         names: K names.
     """
 
@@ -80,22 +80,22 @@ def data_sensitivity(
     seed: int | None = None,
     **sample_settings: Any,
 ) -> DataSensitivity:
-    """Repeat an analysis on variants of its data.
+    """Repeat an analysis on variants of the data.
 
     Args:
-        posterior: Amortised: `ModelPosterior`, sbi's `DirectPosterior`, `ContextPosterior` or an ensemble, which takes data
-            of any size up to that of training, with a mask.
-        x: One packed data set: (groups, observations, features + 1), or a history (trials, features + 1), whose trials are
+        posterior: Amortised posterior over models or parameters: `ModelPosterior`, sbi's `DirectPosterior`,
+            `ContextPosterior` or an ensemble. Train it on data of varying sizes, with a mask.
+        x: One packed data set: (groups, observations, features + 1), or (trials, features + 1), where trials are
             observations.
-        level: The units that bootstrap and leaving one out take.
+        level: Units of the bootstrap and of leaving one out.
         num_bootstrap: Bootstrap variants; none if 0.
-        missing: Share of the observations left out by chance, in (0, 1).
-        num_missing: Variants of that kind; none if 0.
-        prepared: Data sets prepared otherwise, by name, each shaped like x, or so many (R, *event).
+        missing: Share of the observations that is left out, in (0, 1).
+        num_missing: Variants with missing observations; none if 0.
+        prepared: Name → data set of the same shape as x, or R of them (R, *event).
         num_samples: Posterior draws for each variant, of parameters. Means carry noise of 1/√num_samples deviations.
         names: K names; "theta_0", … or "M0", … if None.
         seed: Seed; the global generator if None.
-        **sample_settings: Passed on to `sample_batched`, such as `context=`; to `log_probs`, such as `model_prior=`.
+        **sample_settings: Passed on to `sample_batched` (such as `context=`) or `log_probs` (such as `model_prior=`).
 
     Raises:
         ValueError: If x is not packed, has fewer than two units, or an argument is out of range.
@@ -134,9 +134,9 @@ def data_sensitivity(
 
 
 def bootstrap_data(x: Tensor, num: int, level: Level = "observations") -> Tensor:
-    """Variants (num, *event) of packed x with units drawn again with replacement, from torch's generator.
+    """Variants (num, *event) of packed x with units drawn with replacement, from torch's generator.
 
-    Groups are drawn among those with any observation; observations among those present in the same group.
+    Groups are drawn among those that have observations; observations are drawn within their group.
 
     Raises:
         ValueError: As for `data_sensitivity`.
@@ -166,7 +166,7 @@ def bootstrap_data(x: Tensor, num: int, level: Level = "observations") -> Tensor
 
 
 def leave_one_out_data(x: Tensor, level: Level = "observations") -> Tensor:
-    """Variants (units, *event) of packed x without one unit each, in the order of units; memory grows with their square.
+    """Variants (units, *event) of packed x, each without one unit, in order. Memory grows with the square of their number.
 
     Raises:
         ValueError: As for `data_sensitivity`.
@@ -190,7 +190,7 @@ def leave_one_out_data(x: Tensor, level: Level = "observations") -> Tensor:
 
 
 def missing_data(x: Tensor, num: int, share: float) -> Tensor:
-    """Variants (num, *event) of packed x without a share of its observations, chosen by chance, at least one of them.
+    """Variants (num, *event) of packed x without a random share of its observations (at least one observation).
 
     Raises:
         ValueError: As for `data_sensitivity`.
@@ -201,7 +201,7 @@ def missing_data(x: Tensor, num: int, share: float) -> Tensor:
     """
     x = _check_packed(x)
     if not 0 < share < 1:
-        raise ValueError(f"missing is a share of observations and must lie in (0, 1), got {share}.")
+        raise ValueError(f"missing must be a share of observations in (0, 1), got {share}.")
     total = _count_observations(x)
     flat = x.reshape(-1, x.shape[-1])
     units = flat[:, -1].nonzero().squeeze(-1)
@@ -212,7 +212,7 @@ def missing_data(x: Tensor, num: int, share: float) -> Tensor:
     return variants.reshape(num, *x.shape)
 
 
-# ---- pieces
+# ---- checks and summaries
 
 
 def _check_packed(x: Any) -> Tensor:
@@ -229,7 +229,7 @@ def _is_of_groups(x: Tensor, level: str) -> bool:
     if level not in ("groups", "observations"):
         raise ValueError(f'level must be "groups" or "observations", got {level!r}.')
     if level == "groups" and x.ndim < 3:
-        raise ValueError(f'x of shape {tuple(x.shape)} has no groups: say level="observations".')
+        raise ValueError(f'x of shape {tuple(x.shape)} has no groups: give level="observations".')
     return level == "groups"
 
 
@@ -248,7 +248,7 @@ def _count_observations(x: Tensor) -> int:
 
 
 def _is_over_models(posterior: Any) -> bool:
-    """An ensemble has the methods of both kinds: its members tell."""
+    """An ensemble has the methods of both kinds, so ask its members."""
     return hasattr(getattr(posterior, "members", [posterior])[0], "log_probs")
 
 

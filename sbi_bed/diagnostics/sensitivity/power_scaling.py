@@ -1,16 +1,16 @@
-r"""How a posterior moves when the prior, or the likelihood, counts for more or less, without training or sampling again.
+r"""Sensitivity to powers of the prior or the likelihood by importance weights, without training or sampling again.
 
 With a component c(θ), p(θ) or p(x | θ), raised to the power γ, draws of the posterior at γ = 1 have importance weights
 
     w(θ) ∝ c(θ)^{γ − 1},
 
-whose largest are smoothed by a generalised Pareto distribution; its shape k̂ says whether they can be relied on, as they
-can for k̂ < min(1 − 1/log₁₀ S, 0.7) with S draws (Kallioinen et al. 2024, Statistics and Computing 34:57; Vehtari et al.
-2024, JMLR 25). Needed are draws, and log c up to a constant: log p(x | θ) = log q(θ | x) − log p(θ) + const of a neural
-posterior q.
+The largest weights are smoothed by a generalised Pareto distribution. Its shape k̂ says whether weights are reliable: they
+are if k̂ < min(1 − 1/log₁₀ S, 0.7) with S draws (Kallioinen et al. 2024, Statistics and Computing 34:57; Vehtari et al. 2024,
+JMLR 25). The input is draws and log c up to a constant; for a neural posterior q, log p(x | θ) = log q(θ | x) − log p(θ) +
+const.
 
-It is right close to γ = 1, and fails where the posterior at γ reaches beyond the draws: most often towards small γ of a
-prior that is narrower than the likelihood. k̂ tells. A net that knows γ as its context (`ContextNPE`) has no such limit.
+The method works close to γ = 1. It fails if the posterior at γ reaches beyond the draws, most often for small γ and a prior
+that is narrower than the likelihood; k̂ shows this. A net with γ as its context (`ContextNPE`) has no such limit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PowerScaling:
         gamma: Powers, (G,).
         mean: Posterior means at each, (G, P).
         sd: Posterior standard deviations at each, (G, P).
-        pareto_k: k̂ of the weights at each, (G,); −∞ where all weights are equal.
+        pareto_k: k̂ of the weights at each power, (G,); −∞ if all weights are equal.
         effective_sample_size: 1 / Σ w² of each, (G,).
         baseline_mean: Means of the draws, (P,).
         baseline_sd: Standard deviations of the draws, (P,).
@@ -60,7 +60,7 @@ class PowerScaling:
 
     @property
     def reliable(self) -> Tensor:
-        """Whether moments can be relied on at each power, (G,), bool."""
+        """Whether moments are reliable at each power, (G,), bool."""
         return self.pareto_k < self.largest_pareto_k
 
     @property
@@ -74,8 +74,8 @@ def power_scaling_by_importance(theta: Any, log_component: Any, gamma: Any) -> P
 
     Args:
         theta: Draws of the posterior at γ = 1, (S, P), S ≥ 25.
-        log_component: log p(θ), or log p(x | θ) up to a constant, of each draw, (S,), nats; for one parameter's prior, of
-            that factor alone.
+        log_component: log p(θ), or log p(x | θ) up to a constant, of each draw, (S,), nats; or the log prior of one
+            parameter alone.
         gamma: Powers, positive, (G,).
 
     Raises:

@@ -1,25 +1,25 @@
-r"""Do real data lie where the simulator's do? One p-value for each data set, of an ensemble and of its summaries.
+r"""Simulation gap: one p-value for each data set, whether it is like simulated data to an ensemble and its summaries.
 
-Nets trained alike agree on data of the kind that they were trained on, and need not on others (Elsemüller et al. 2024, arXiv
-2310.11122). How much disagreement is much is told by simulated data sets that no member was trained on. Two scores are taken
-of a data set x:
+Nets that are trained in the same way agree on data like their training data, and may disagree on other data (Elsemüller et
+al. 2024, arXiv 2310.11122). Simulated data sets that no member was trained on show how much disagreement is usual. Each data
+set x has two scores:
 
 - T_1, disagreement. Over parameters, with mean μ_m and covariance Σ_m of `num_samples` draws from each q_m(θ | x),
 
       T_1(x) = 1 / (M (M − 1)) Σ_{m ≠ l} KL(N(μ_m, Σ_m) ‖ N(μ_l, Σ_l)),   nats.
 
-  Draws are not cut to the prior's support, of which nets may leave nothing where data are strange. Over models it is the
-  standard deviation of the members' probabilities, the root mean square over models.
+  Draws outside the prior's support count, because for strange data all draws may lie outside. Over models it is the standard
+  deviation of the members' probabilities, as the root mean square over models.
 - T_2, how rare the summaries of x are among the members' summaries of simulated data sets (`atypical_data`).
 
-One half F of the simulated sets only serves T_2. For the other half, H, and one data set x, let r_k(y) be the rank of T_k(y)
-among all of H ∪ {x}, 1 for the largest; then
+One half F of the simulated sets is the reference of T_2. For the other half, H, and a data set x, let r_k(y) be the rank of
+T_k(y) among all of H ∪ {x}, 1 for the largest; then
 
     s(y) = min(r_1(y), r_2(y)),     p(x) = (1 + #{h ∈ H: s(h) ≤ s(x)}) / (1 + |H|):
 
-either score may raise the alarm, and what two chances cost is found from H, so that it does not matter how T_1 and T_2
-depend on each other. s treats x as it treats each h: for x from the simulator, which could as well have been any one of H, p
-is exactly valid, whatever the ensemble. The M members look at one data set, and are not M data sets.
+p is small if either score is large. H shows how often that happens by chance, so T_1 and T_2 may depend on each other. If x
+is from the simulator, x and the sets of H are exchangeable, and p is exactly valid for any ensemble. The M members are not M
+data sets.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ __all__ = ["SimulationGap", "simulation_gap"]
 
 _DRAWS_AT_A_TIME = 2**16
 _DATA_SETS_AT_A_TIME = 1000
-_RIDGE = 1e-6  # of the mean variance, so that a covariance is one
+_RIDGE = 1e-6  # of the mean variance, so that a covariance can be inverted
 
 
 @dataclass(frozen=True)
 class SimulationGap:
-    """Whether B data sets lie where simulated ones do; small p-values do not.
+    """Whether B data sets are like simulated ones; small p-values say no.
 
     Attributes:
-        p_value: Of each data set, (B,), by both scores together; at least 1 / (1 + |H|).
+        p_value: p-value of each data set by both scores together, (B,); at least 1 / (1 + |H|).
         disagreement: T_1 of each, (B,).
         reference_disagreement: T_1 of the simulated sets H, (|H|,).
-        disagreement_p_value: By T_1 alone, (B,).
-        atypicality_p_value: By T_2 alone, (B,).
+        disagreement_p_value: p-value by T_1 alone, (B,).
+        atypicality_p_value: p-value by T_2 alone, (B,).
     """
 
     p_value: Tensor
@@ -73,7 +73,7 @@ class SimulationGap:
 def simulation_gap(
     ensemble: Any, x: Tensor, reference_x: Tensor, *, num_samples: int = 200, seed: int | None = None
 ) -> SimulationGap:
-    """Test observed data sets against simulated ones, by what an ensemble makes of them.
+    """Test whether observed data sets are like simulated ones to an ensemble.
 
     Args:
         ensemble: `DeepEnsemblePosterior` of sbi's amortised posteriors (`DirectPosterior`; of context posteriors,
@@ -85,7 +85,7 @@ def simulation_gap(
         seed: Seed; the global generator if None.
 
     Raises:
-        TypeError: If members have neither `posterior_estimator` nor `summary`, or the context is open.
+        TypeError: If members have neither `posterior_estimator` nor `summary`, or have no fixed context.
         ValueError: If there are fewer than two members or 40 simulated sets, shapes do not fit, or a number is not finite.
 
     Example:
@@ -108,7 +108,7 @@ def simulation_gap(
     x = x.unsqueeze(0) if x.ndim == reference_x.ndim - 1 else x
     if x.shape[1:] != reference_x.shape[1:] or x.ndim < 2 or len(x) == 0:
         raise ValueError(
-            "x (B, *event) and reference_x (N, *event) must be data sets of one shape, "
+            "x (B, *event) and reference_x (N, *event) must be data sets of the same shape, "
             f"got {tuple(x.shape)} and {tuple(reference_x.shape)}."
         )
     if len(reference_x) < 40:
@@ -123,12 +123,12 @@ def simulation_gap(
     return SimulationGap(p_value, found, held_out, by_disagreement, rare.p_value)
 
 
-# ---- pieces
+# ---- scores
 
 
 @torch.no_grad()
 def _summary(member: Any, x: Tensor) -> Tensor:
-    """What a member's embedding net makes of x, (B, S), overheard while the member draws: it may see more than x."""
+    """Output (B, S) of a member's embedding net, read by a hook while the member draws: the net may take more than x."""
     if hasattr(member, "summary"):
         return member.summary(x)
     estimator = getattr(member, "posterior_estimator", None)
@@ -192,7 +192,7 @@ def _combine(first: Tensor, held_out_first: Tensor, second: Tensor, held_out_sec
 
 
 def _ranks(found: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranks in H ∪ {x_b}, 1 the largest, of each x_b, (B,), and of each of H, (B, |H|); equal ones share the highest."""
+    """Ranks in H ∪ {x_b} of each x_b, (B,), and of each set of H, (B, |H|): 1 is the largest; ties share the worst rank."""
     order = held_out.sort().values
     own = 1 + len(held_out) - torch.searchsorted(order, found)
     among = len(held_out) - torch.searchsorted(order, held_out)

@@ -1,10 +1,10 @@
-r"""The posterior in any context that its net was trained on, p(θ | x, c), and in one context as a posterior of sbi.
+r"""The posterior p(θ | x, c) in any context inside the range of training, and as a posterior of sbi in one context.
 
-A flow q(θ | x, c) may put mass where the prior has none; what is meant is
+A flow q(θ | x, c) may put mass outside the support of the prior. The posterior is
 
     p̂(θ | x, c) = q(θ | x, c) 1[p(θ | c) > 0] / A(x, c),    A(x, c) = Pr_q[p(θ | c) > 0],
 
-and the support is that of the prior **of this context**. Draws outside it are rejected; A is estimated from 10,000 draws.
+with the support of the prior **in this context**. Draws outside are rejected. A is estimated from 10,000 draws.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _PARTS = {"model", "model_settings", "event_shape", "theta_dim", "contexts", "em
 class ContextPosterior:
     """Posterior over parameters in a context; built by `ContextNPE`.
 
-    Contexts must lie inside what the net was trained on; others are refused. A context is a vector (C,), such as
-    `posterior.contexts.vector(...)` gives.
+    A context is a vector (C,); `posterior.contexts.vector(...)` makes one. Contexts outside the range of training are
+    refused.
 
     Args:
         estimator: sbi's conditional density estimator of θ given [x | context].
-        prior: `PowerScaledPrior`, an object with `condition(context)`, or a distribution that is the same for all.
-        contexts: What contexts were drawn from.
+        prior: `PowerScaledPrior`, an object with `condition(context)`, or a distribution that is the same in all contexts.
+        contexts: Distribution of contexts in training.
         event_shape: Shape of one data set.
-        description: What the estimator was built from, as plain data.
+        description: Plain data from which the estimator can be built again.
 
     Attributes:
-        default_x: Data that are meant where none are given, (1, *event), or None.
+        default_x: Data that are used if none are given, (*event), or None.
 
     Example:
         >>> from sbi_bed.inference import ContextNPE
@@ -78,18 +78,18 @@ class ContextPosterior:
         self.default_x: Tensor | None = None
 
     def set_default_x(self, x: Any) -> ContextPosterior:
-        """Set the data that are meant where none are given; returns the posterior itself."""
+        """Set the data that are used if none are given; returns the posterior itself."""
         self.default_x = self._one_x(x)
         return self
 
     def condition_on(self, context: Any) -> DirectPosterior:
-        """The posterior in one context, as sbi's own, its prior that context's: MAP, MCMC, SBC, TARP work on it.
+        """The posterior in one context as a posterior of sbi, with the prior in that context: MAP, MCMC, SBC, TARP take it.
 
         Args:
             context: Shape (C,).
 
         Raises:
-            ValueError: If the context is none, or outside what the net was trained on.
+            ValueError: If the context is missing, or outside the range of training.
         """
         context = self._contexts_of(context)
         if context.ndim != 1:
@@ -110,7 +110,7 @@ class ContextPosterior:
             show_progress_bars: Whether to show progress.
 
         Raises:
-            ValueError: If data or context are missing, of another shape, or the context is outside training's.
+            ValueError: If data or context are missing or of another shape, or the context is outside the range of training.
         """
         x, context = self._one_x(x), self._one_context(context)
         draws = self.sample_batched(sample_shape, x.unsqueeze(0), context, show_progress_bars)
@@ -120,10 +120,10 @@ class ContextPosterior:
     def sample_batched(
         self, sample_shape: Sequence[int], x: Any, context: Any, show_progress_bars: bool = False
     ) -> Tensor:
-        """Draws (*sample_shape, B, P) for B data sets (B, *event), or one, in B contexts (B, C), or one (C,).
+        """Draws (*sample_shape, B, P) for data sets (B, *event) in contexts (B, C); one of either serves all of the other.
 
         Raises:
-            ValueError: As for `sample`, or if data sets and contexts are neither one nor equally many.
+            ValueError: As for `sample`, or if the numbers of data sets and contexts differ and neither is 1.
         """
         packed, context = self._batch(x, context)
         num = torch.Size(sample_shape).numel()
@@ -174,17 +174,17 @@ class ContextPosterior:
 
     @classmethod
     def load(cls, path: str | Path, prior: Any, embedding_net: nn.Module | None = None) -> ContextPosterior:
-        """Load what `save` wrote.
+        """Load a posterior that `save` wrote.
 
         Args:
             path: The file.
             prior: The prior that the net was trained with.
-            embedding_net: A net like the one saved, whose weights are replaced; needed where it cannot be rebuilt from plain
-                data.
+            embedding_net: A net like the saved one; its weights are replaced. Needed if the net cannot be rebuilt from
+                plain data.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is truncated or foreign, or the net needed or of another kind.
+            ValueError: If the file is truncated or of another kind, or `embedding_net` is needed or of another kind.
         """
         content = load_file(path, "context_posterior")
         if not content.keys() >= _PARTS:
@@ -203,24 +203,24 @@ class ContextPosterior:
                 raise ValueError(f"the saved weights do not fit embedding_net: {err}") from err
             return cls(estimator, prior, contexts, event_shape, content)
 
-    # ---- pieces
+    # ---- checks and rejection
 
     def _one_x(self, x: Any) -> Tensor:
         if x is None and self.default_x is None:
-            raise ValueError("x, the data, must be given, or set with set_default_x.")
+            raise ValueError("x must be given, or set with set_default_x.")
         x = self.default_x if x is None else as_finite_tensor(x, "x").float()
         if tuple(x.shape) == (1, *self.event_shape):
             x = x.squeeze(0)
         if tuple(x.shape) != self.event_shape:
             raise ValueError(
-                f"x must be one data set of shape {self.event_shape}, got {tuple(x.shape)}; for several use sample_batched "
+                f"x must be one data set of shape {self.event_shape}, got {tuple(x.shape)}; for several, use sample_batched "
                 "and log_prob_batched."
             )
         return x
 
     def _contexts_of(self, context: Any) -> Tensor:
         if context is None:
-            raise ValueError(f"context must be given: the values {self.contexts.columns}.")
+            raise ValueError(f"context must be given, with the values {self.contexts.columns}.")
         return self.contexts.check_inside(context)
 
     def _one_context(self, context: Any) -> Tensor:
@@ -243,7 +243,7 @@ class ContextPosterior:
         return pack_context(x, context), context
 
     def _accepted(self, packed: Tensor, context: Tensor, num: int, **settings: Any) -> tuple[Tensor, Tensor]:
-        """Draws (num, B, P) inside the support of each context's prior, and the share (B,) that was."""
+        """Draws (num, B, P) inside the support of the prior in each context, and the share (B,) of draws inside."""
         return accept_reject_sample(
             self.estimator.sample,
             lambda theta: self._within_support(theta, context),
@@ -253,7 +253,7 @@ class ContextPosterior:
         )
 
     def _within_support(self, theta: Tensor, context: Tensor) -> Tensor:
-        """Whether theta (n, B, P) is possible in each context (B, C), (n, B)."""
+        """Whether theta (n, B, P) is inside the support of the prior in each context (B, C), (n, B)."""
         prior = prior_of_context(self.prior, context)
         if len(context) == 1 and not prior.batch_shape:
             return within_support(prior, theta.squeeze(1)).unsqueeze(1)
@@ -275,7 +275,7 @@ class _EstimatorInContext(ConditionalDensityEstimator):
 
     @property
     def embedding_net(self) -> nn.Module:
-        """That of the data and their context."""
+        """Net of data and context."""
         return self.net.embedding_net  # pyright: ignore
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
@@ -296,10 +296,10 @@ class _EstimatorInContext(ConditionalDensityEstimator):
 
 
 class _PosteriorInContext(DirectPosterior):
-    """sbi's posterior, whose leakage correction belongs to the data it was computed for."""
+    """sbi's posterior, with a leakage correction that is computed anew for other data."""
 
     def set_default_x(self, x: Tensor) -> _PosteriorInContext:
-        """As in sbi; what was kept for the data before is forgotten."""
+        """As in sbi; the leakage correction for the data before is forgotten."""
         forget_leakage(self)
         return super().set_default_x(x)  # pyright: ignore
 
@@ -310,15 +310,15 @@ def build_context_estimator(
     """sbi's estimator of theta (N, P) given packed x (N, E + C).
 
     Args:
-        theta: Parameters, which set its scale.
+        theta: Parameters; they set the scale of the estimator.
         x: Data with contexts.
-        embedding: What reads them.
+        embedding: Embedding net of x.
         model: One of sbi's names, such as "maf".
         settings: Keywords of `posterior_nn`.
-        prior: As for `ContextPosterior`; its support gives theta's unconstrained coordinates where `settings` ask for them.
+        prior: As for `ContextPosterior`; its support gives unconstrained coordinates of theta if `settings` ask for them.
 
     Raises:
-        ValueError: If sbi has no such model, or unconstrained coordinates are asked for and the support may move.
+        ValueError: If sbi has no such model, or unconstrained coordinates are asked for and the support is not fixed.
     """
     from sbi.neural_nets import posterior_nn
 

@@ -1,9 +1,9 @@
-r"""Data read together with a context: [data | context] → [summary s of the data, context c, net(s, c)].
+r"""Embedding of data with a context: [data | context] → [summary s of the data, context c, net(s, c)].
 
-The context says which prior, simulator or data an answer is for (arXiv 2310.11122). Packed behind the data in one x it
-passes through sbi's trainers and diagnostics as it is. Here both are split again; the data go to a net of their own, and
-contexts, those that are powers in their logs, are standardised: log γ from log ½ to log 2 becomes numbers about 1. What a
-context changes is mostly the weight of the data against the prior, a product, for which there is a small net of both.
+The context says which prior, simulator or data are meant (arXiv 2310.11122). It is packed behind the data in one x, which
+sbi's trainers and diagnostics take like any other x. This net splits x again. The data have a net of their own. Contexts are
+standardised, powers γ on the log scale. A context mostly changes the weight of the data against the prior, which is a
+product: a small net of both learns it.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ class ContextEmbedding(nn.Module):
     """Embedding net for data with a context, x (B, E + C) → (B, S + C + output_dim); sbi must not z-score it.
 
     Args:
-        event_shape: Shape of one data set, of E values, in which `embedding_net` gets it.
+        event_shape: Shape of one data set (E values), as `embedding_net` takes it.
         context_dim: Number C of context values.
         embedding_net: Data (B, *event_shape) → summary (B, S): `HierarchicalEmbedding`, `HistoryEmbedding` or any net. If
-            None the data themselves, flattened and standardised.
-        log_columns: Which of the C numbers, all positive, are read in their logs; none if None.
-        output_dim: Features of both together.
-        hidden_dim: Width of the net that makes them.
+            None, the summary is the data, flattened and standardised.
+        log_columns: Whether each of the C values is read as its logarithm (it must be positive); none if None.
+        output_dim: Number of features of both together.
+        hidden_dim: Width of the net that computes these.
 
     Attributes:
         both: Net of summary and context together.
-        context_mean: Means of contexts as they are read, (C,).
-        context_sd: Their standard deviations, (C,).
-        x_mean: Means of the data, (E,), where there is no `embedding_net`.
-        x_sd: Their standard deviations, (E,).
+        context_mean: Means of contexts (of logarithms where these are read), (C,).
+        context_sd: Standard deviations of contexts, (C,).
+        x_mean: Means of the data, (E,), if there is no `embedding_net`.
+        x_sd: Standard deviations of the data, (E,).
 
     Raises:
-        TypeError: If a size is no whole number.
-        ValueError: If a size is below 1, there is not one `log_columns` for each number, or `embedding_net` does not read
-            (2, *event_shape) of ones.
+        TypeError: If a size is not a whole number.
+        ValueError: If a size is below 1, `log_columns` has another length than C, or `embedding_net` cannot read ones of
+            shape (2, *event_shape).
 
     Example:
         >>> from sbi_bed.utils import pack_context
@@ -73,7 +73,9 @@ class ContextEmbedding(nn.Module):
         self.context_dim, self.embedding_net = check_count(context_dim, "context_dim"), embedding_net
         logs = [False] * self.context_dim if log_columns is None else list(log_columns)
         if len(logs) != self.context_dim:
-            raise ValueError(f"log_columns must have {self.context_dim} values, one for each of context, got {logs}.")
+            raise ValueError(
+                f"log_columns must have {self.context_dim} values, one for each value of a context, got {logs}."
+            )
         self.register_buffer("log_columns", torch.tensor(logs))
         self.register_buffer("context_mean", torch.zeros(self.context_dim))
         self.register_buffer("context_sd", torch.ones(self.context_dim))
@@ -86,7 +88,7 @@ class ContextEmbedding(nn.Module):
 
     @torch.no_grad()
     def fit_scale(self, x: Tensor) -> ContextEmbedding:
-        """Measure mean and sd of contexts, and of the data for their own net or for none; returns the net itself.
+        """Measure means and sds of contexts and of the data (in `embedding_net` if it has `fit_scale`); returns the net.
 
         Args:
             x: Some hundreds of packed simulations, (B, E + C).
@@ -134,14 +136,14 @@ class ContextEmbedding(nn.Module):
         data, context = unpack_context(x, self.event_shape)
         if context.shape[-1] != self.context_dim:
             raise ValueError(
-                f"x must be data of shape {self.event_shape} with {self.context_dim} values of context behind them, "
+                f"x must be data of shape {self.event_shape} followed by {self.context_dim} values of context, "
                 f"got {tuple(x.shape)}."
             )
         return data, torch.where(self.log_columns, context.clamp_min(1e-30).log(), context)
 
 
 def _measure(value: Tensor, mean: Tensor, sd: Tensor) -> None:
-    """Put mean and sd of values (B, S) into two buffers; what is constant stays as it is."""
+    """Put mean and sd of values (B, S) into two buffers; the sd of a constant is 1."""
     mean.copy_(value.double().mean(0))
     found = value.double().std(0)
     sd.copy_(torch.where(found > 1e-6 * (1 + mean.abs()), found, 1.0))

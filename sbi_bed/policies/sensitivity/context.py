@@ -1,9 +1,9 @@
-r"""A policy that knows which prior the experimenter holds: designs for every context from one net.
+r"""One policy for all contexts: designs that depend on the experimenter's prior.
 
     ξ_{t+1} = head( net(c) + Σ_{i ≤ t} encoder(ξ_i, y_i) ),
 
-deep sets (`deep_sets.py`) whose running sum begins with what a net makes of the context c. With c the powers γ of a
-`PowerScaledPrior`, a change of mind about the prior costs nothing: it is another first state.
+This is `DeepSetsPolicy` whose sum over trials starts at a net of the context c. If c are the powers γ of a
+`PowerScaledPrior`, another prior needs no other training, only another c.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class ContextPolicy(DeepSetsPolicy):
 
     Args:
         simulator: The experiment to design.
-        contexts: What contexts are drawn from, or its `description()`.
-        hidden_dim: Width of the hidden layers of encoder, head and the context's net.
+        contexts: Distribution of contexts, or its `description()`.
+        hidden_dim: Width of the hidden layers of the encoder, the head and the net of the context.
         summary_dim: Size of the pooled summary.
         num_layers: Number of hidden layers in each.
 
     Attributes:
-        context_net: Net from a context to what is added to the sum over trials.
-        log_columns: Which values of a context are read in their logs, (C,).
+        context_net: Net from a context to the first value of the sum over trials.
+        log_columns: Whether each value of a context is read as its logarithm, (C,).
 
     Example:
         >>> from sbi_bed.simulators import LocationFinding, LogUniform
@@ -62,23 +62,23 @@ class ContextPolicy(DeepSetsPolicy):
         self._context: Tensor | None = None
 
     def in_context(self, context: Any) -> ContextPolicy:
-        """The policy, its weights shared, in one context (C,), or in one for each of a batch of experiments, (B, C).
+        """The policy in one context (C,), or in one context for each experiment of a batch, (B, C). Weights are shared.
 
         Raises:
-            ValueError: If a context is outside what `contexts` are drawn from.
+            ValueError: If a context is outside the range of training.
         """
         chosen = copy.copy(self)
         chosen._context = self.contexts.check_inside(context)
         return chosen
 
     def initial_state(self, batch_shape: Sequence[int] = ()) -> Tensor:
-        """Summary (*batch, summary_dim) of no trials, in the context.
+        """Summary (*batch, summary_dim) before the first trial, in the context.
 
         Raises:
             ValueError: If no context was chosen.
         """
         if self._context is None:
-            raise ValueError("which context? Use policy.in_context(context).")
+            raise ValueError("the policy has no context yet: use policy.in_context(context).")
         context = self._context.to(self.empty)
         known = self.context_net(torch.where(self.log_columns, context.clamp_min(1e-30).log(), context))
         return (self.empty + known).expand(*batch_shape, -1)

@@ -1,8 +1,8 @@
-"""Contexts: what an analysis may vary, as one vector of named parts, drawn afresh for each simulation.
+"""Contexts: the choices of an analysis, as one vector of named parts. Each simulation draws its own context.
 
-A context says which prior (powers γ), which simulator or which data were chosen (one-hot), or any other setting in a range.
-One net is trained over all of them and is then told which one is meant (arXiv 2310.11122). γ, where there is one, comes
-first, so that a vector can be read by a `PowerScaledPrior` without further notice.
+A context says which prior (powers γ), which simulator or which data (one-hot) were chosen, or gives any other setting in a
+range. One net is trained on all contexts, and the context is part of its input (arXiv 2310.11122). Powers γ are always the
+first part, because a `PowerScaledPrior` reads the first values of a context.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ class _Range:
         return [name] if self.dim == 1 else [f"{name}[{i}]" for i in range(self.dim)]
 
     def outside(self, value: Tensor) -> Tensor:
-        """Which values (..., dim) lie outside, as booleans."""
+        """Whether each value (..., dim) lies outside the range."""
         slack = _ROUNDING * max(abs(self.low), abs(self.high))
         return (value < self.low - slack) | (value > self.high + slack)
 
     def encode(self, value: Any, name: str) -> Tensor:
-        """Values (..., dim) from one number for all, or one for each."""
+        """Values (..., dim) from numbers: one for all values, or one for each."""
         value = as_finite_tensor(value, name).float()
         return value.expand(*value.shape[:-1], self.dim) if value.shape[-1] == 1 else value
 
-    def says(self) -> str:
-        """The range in words."""
+    def in_words(self) -> str:
+        """The range, for an error."""
         return f"[{self.low:g}, {self.high:g}]"
 
 
 @dataclass(frozen=True)
 class UniformRange(_Range):
-    """Settings drawn uniformly from [low, high], `dim` of them.
+    """`dim` settings, uniform on [low, high].
 
     Example:
         >>> UniformRange(-1.0, 1.0).outside(torch.tensor([[0.5], [1.5]]))
@@ -77,9 +77,7 @@ class UniformRange(_Range):
 
 @dataclass(frozen=True)
 class LogUniform(_Range):
-    """Positive settings drawn uniformly in their logs from [low, high], `dim` of them: powers γ of a prior.
-
-    Nets read their logs.
+    """`dim` positive settings, log-uniform on [low, high]: powers γ of a prior, for example. Nets read their logarithms.
 
     Example:
         >>> LogUniform(0.5, 2.0, 3).sample(4).shape
@@ -95,7 +93,7 @@ class Choice:
 
     Args:
         options: Names.
-        weights: How often each is drawn, positive; equally if None.
+        weights: Positive weights with which options are drawn; equal if None.
 
     Example:
         >>> Choice(("wet", "dry")).encode("dry", "climate")
@@ -126,14 +124,14 @@ class Choice:
         weights = torch.ones(self.dim) if self.weights is None else torch.tensor(self.weights)
         return torch.eye(self.dim)[
             torch.multinomial(weights, max(num, 1), replacement=True)[:num]
-        ]  # it cannot draw none
+        ]  # multinomial refuses to draw nothing
 
     def columns(self, name: str) -> list[str]:
         """Names of the values."""
         return [f"{name}={option}" for option in self.options]
 
     def outside(self, value: Tensor) -> Tensor:
-        """Which values (..., dim) are of no option, as booleans."""
+        """Whether each value (..., dim) belongs to a vector that is not one-hot."""
         one_hot = ((value == 0) | (value == 1)).all(-1, keepdim=True) & (value.sum(-1, keepdim=True) == 1)
         return ~one_hot.expand(value.shape)
 
@@ -143,8 +141,8 @@ class Choice:
             raise ValueError(f"{name} must be one of {self.options}, got {value!r}.")
         return torch.eye(self.dim)[self.options.index(value)]
 
-    def says(self) -> str:
-        """The options in words."""
+    def in_words(self) -> str:
+        """The options, for an error."""
         return f"one-hot of {self.options}"
 
 
@@ -161,12 +159,12 @@ class Contexts:
     Attributes:
         dim: Number C of values.
         columns: Name of each value.
-        log_columns: Whether nets read its log.
-        parts: The parts by name.
+        log_columns: Whether nets read the logarithm of each value.
+        parts: Name → part.
 
     Raises:
         TypeError: If a part is of another kind.
-        ValueError: If there is none, or gamma is not the first.
+        ValueError: If there is no part, or gamma is not the first.
 
     Example:
         >>> contexts = Contexts(gamma=LogUniform(0.5, 2.0, 2), simulator=Choice(("SIR", "SEIR")))
@@ -202,7 +200,7 @@ class Contexts:
         return dict(zip(self.parts, context.split([part.dim for part in self.parts.values()], -1), strict=True))
 
     def vector(self, **values: Any) -> Tensor:
-        """A context (C,) from numbers for ranges and names for choices; one number may stand for all of a part.
+        """A context (C,) from numbers for ranges and names for choices. One number fills all values of its part.
 
         Raises:
             ValueError: If a part is missing, unknown, or outside its range.
@@ -212,10 +210,10 @@ class Contexts:
         return self.check_inside(torch.cat([part.encode(values[name], name) for name, part in self.parts.items()], -1))
 
     def check_inside(self, context: Any) -> Tensor:
-        """Return contexts (..., C) as a float32 tensor if nets that were trained on these contexts know them.
+        """Return contexts (..., C) as a float32 tensor if they lie inside the range of training.
 
         Raises:
-            ValueError: If one is outside the range it was drawn from, not finite, or no such vector.
+            ValueError: If a value is not finite or outside its range, or the number of values is wrong.
         """
         context = as_finite_tensor(context, "context", self.dim).float()
         for name, part in self.split(context).items():
@@ -225,8 +223,8 @@ class Contexts:
                 *row, column = outside.nonzero()[0].tolist()
                 raise ValueError(
                     f"{kind.columns(name)[column]} = {part[(*row, column)].item():g}"
-                    f"{f' at index {tuple(row)}' if row else ''} lies outside what the net was trained on, {kind.says()}: "
-                    "ask within it, or train with wider contexts."
+                    f"{f' at index {tuple(row)}' if row else ''} lies outside what the net was trained on, {kind.in_words()}"
+                    ": choose a value inside, or train with wider contexts."
                 )
         return context
 
@@ -236,7 +234,7 @@ class Contexts:
 
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> Contexts:
-        """Contexts from what `description` gave."""
+        """Contexts from the result of `description`."""
         parts = {name: dict(part) for name, part in description.items()}
         return cls(**{name: _KINDS[part.pop("kind")](**part) for name, part in parts.items()})
 
@@ -247,11 +245,11 @@ class Contexts:
 
 
 def prior_of_context(prior: Any, context: Tensor) -> Any:
-    """The prior that belongs to contexts (..., C).
+    """The prior in contexts (..., C).
 
     Args:
         prior: `PowerScaledPrior`, which reads the first values of a context; any object with `condition(context)`; or a
-            distribution, which is the same for all contexts.
+            distribution, if the prior is the same in all contexts.
         context: One context, or a batch.
     """
     if isinstance(prior, PowerScaledPrior):

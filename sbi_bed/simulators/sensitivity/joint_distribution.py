@@ -15,13 +15,13 @@ __all__ = ["JointDistribution"]
 class JointDistribution(Distribution):
     """θ = (θ_1, …, θ_K) with independent blocks θ_k, each a vector; log p(θ) = Σ_k log p_k(θ_k).
 
-    sbi's `MultipleIndependent` is the same for a single distribution; this one may have a batch shape.
+    sbi's `MultipleIndependent` is similar, but cannot have a batch shape.
 
     Args:
-        blocks: Distributions of event shapes (P_k,) and one batch shape.
+        blocks: Distributions with event shapes (P_k,) and the same batch shape.
 
     Raises:
-        ValueError: If a block is no distribution of vectors, or batch shapes differ.
+        ValueError: If a block is not a distribution of vectors, or batch shapes differ.
 
     Example:
         >>> from torch.distributions import Gamma, Independent, MultivariateNormal
@@ -40,7 +40,7 @@ class JointDistribution(Distribution):
                 raise ValueError(f"blocks[{position}] must be a distribution of vectors, got {block!r}.")
         batch_shapes = {tuple(block.batch_shape) for block in self.blocks}
         if len(batch_shapes) != 1:
-            raise ValueError(f"blocks must have one batch shape, got {sorted(batch_shapes)}.")
+            raise ValueError(f"blocks must have the same batch shape, got {sorted(batch_shapes)}.")
         self._lengths = [block.event_shape[0] for block in self.blocks]
         super().__init__(Size(*batch_shapes), Size((sum(self._lengths),)), validate_args=False)
 

@@ -1,16 +1,16 @@
-r"""The first two weeks of an epidemic, as reported: how much do conclusions owe to the prior? (arXiv 2310.11122)
+r"""Reported cases in the first two weeks of an epidemic, a model that is sensitive to its prior (arXiv 2310.11122).
 
-Of N = 83·10⁶ people S are susceptible and I infected, I_0 on day 0. With transmission rate λ and recovery rate μ per day,
+There are N = 83·10⁶ people: S susceptible, I infected; I_0 are infected on day 0. With transmission rate λ and recovery
+rate μ per day,
 
     n_t = λ S_t I_t / N,    S_{t+1} = S_t − n_t,    I_{t+1} = I_t + n_t − μ I_t,
 
-in steps of a day. Infections are reported D days later, rounded, with negative-binomial noise of mean m and variance
-m + m²/ψ: count_t ~ NegBin(n_{t+D}, ψ), t = 0 … T − 1, where the first of the n is I_0. Priors:
+in steps of a day. Infections are reported D days later (D is rounded), with negative-binomial noise of mean m and variance
+m + m²/ψ: count_t ~ NegBin(n_{t+D}, ψ), t = 0 … T − 1, and I_0 stands before the first n. Priors:
 
     λ ~ LogN(log 0.4, 0.5),  μ ~ LogN(log 1/8, 0.2),  D ~ LogN(log 8, 0.2),  I_0 ~ Gamma(2, 1/20),  ψ ~ Exp(mean 5).
 
-All are in `PowerScaledPrior`'s families, so each can be given a power of its own. The source writes Exp(5), here read as a
-mean of 5.
+Each prior can have a power of its own in a `PowerScaledPrior`. The source writes Exp(5); we read it as a mean of 5.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CovidOutbreak:
 
     Attributes:
         prior: Distribution of theta, event shape (5,).
-        names: What the parameters are called.
+        names: Names of the parameters.
 
     Raises:
         ValueError: If a number is out of range.
@@ -62,7 +62,7 @@ class CovidOutbreak:
         """Draw log(1 + count) of each day, (..., T).
 
         Raises:
-            ValueError: If theta is not finite and positive, (..., 5).
+            ValueError: If theta is not finite, not positive, or not (..., 5).
         """
         return self.counts(theta).log1p()
 

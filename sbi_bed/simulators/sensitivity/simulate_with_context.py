@@ -1,4 +1,4 @@
-"""Simulations in many contexts: context ~ p(c), θ ~ p(θ | c), x ~ p(x | θ, c), the training data of `ContextNPE`."""
+"""Training data of `ContextNPE`: context ~ p(c), θ ~ p(θ | c), x ~ p(x | θ, c)."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def simulate_with_context(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw a context for each simulation, parameters from the prior of that context, and data.
 
-    Each batch has a seed of its own, so that the numbers are the same whoever simulates it (see `run_seeded`). They depend
-    on `batch_size`.
+    Each batch has its own seed, so the result does not depend on the number of processes (see `run_seeded`). It depends on
+    `batch_size`.
 
     Args:
-        simulator: Callable theta (B, P) → x (B, ...), such as a `PolicySimulator`. If it takes a second argument, that is a
-            dict of the context's parts by name, (B, dim of the part) each: for likelihoods or data that the context
-            decides. Or a list of callables of theta, one for each option of the context's only `Choice`.
+        simulator: Callable theta (B, P) → x (B, ...), such as a `PolicySimulator`. A callable with a second argument gets
+            the context there, as a dict of parts by name, (B, dim of the part) each. Or a list of callables of theta, one
+            for each option of the only `Choice` in the contexts.
         prior: `PowerScaledPrior`; an object with `condition(context)`, contexts (B, C) → distribution; or a distribution.
         num_simulations: Number N of simulations.
-        contexts: What contexts are drawn from; γ in [0.5, 2] if None, for a `PowerScaledPrior`.
+        contexts: Distribution of contexts; for a `PowerScaledPrior`, γ in [0.5, 2] if None.
         batch_size: Simulations at a time; the last batch may be smaller.
         seed: Seed; the global generator if None.
         num_workers: Processes; see `run_seeded`.
@@ -53,8 +53,9 @@ def simulate_with_context(
         theta (N, P), x (N, ...) and context (N, C), float32.
 
     Raises:
-        TypeError: If there are no contexts, or the simulator is no callable.
-        ValueError: If the simulators do not match a choice, or theta or x is not finite, or not one for each context.
+        TypeError: If there are no contexts, or the simulator is not callable.
+        ValueError: If the number of simulators is not that of the options, or theta or x is not finite or has another
+                number of rows than the contexts.
 
     Example:
         >>> from torch.distributions import MultivariateNormal
@@ -66,11 +67,12 @@ def simulate_with_context(
     if contexts is None:
         if not isinstance(prior, PowerScaledPrior):
             raise TypeError(
-                "contexts must be Contexts(...), or the prior a PowerScaledPrior, whose powers are then drawn."
+                "without contexts=Contexts(...) the prior must be a PowerScaledPrior, whose powers are then drawn; got "
+                f"{prior!r}."
             )
         contexts = Contexts.power_scaling(prior)
     if not isinstance(contexts, Contexts):
-        raise TypeError(f"contexts must be Contexts(...), which contexts are drawn from, got {contexts!r}.")
+        raise TypeError(f"contexts must be Contexts(...), the distribution of contexts, got {contexts!r}.")
     simulate = partial(_simulate_batch, _of_theta_and_parts(simulator, contexts), prior, contexts)
     total, size = check_count(num_simulations, "num_simulations"), check_count(batch_size, "batch_size")
     sizes = [min(size, total - start) for start in range(0, total, size)]
@@ -88,22 +90,22 @@ def simulate_models_with_context(
     model_prior: Any = None,
     **settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Data of competing models, each data set in a context of its own.
+    """Data sets of competing models, each in its own context.
 
     Args:
-        models: J callables, parts of the contexts by name (num, dim of the part) → packed x (num, ..., features + 1), each
-            with parameters drawn from the model's prior in these contexts; such as `NestedNormal.scaled_models`. All
-            data sets must have one shape: pad them alike.
+        models: J callables, such as `NestedNormal.scaled_models`. Each takes the parts of contexts by name, (num, dim of
+            the part), draws parameters from its prior in these contexts, and returns packed x (num, ..., features + 1). All
+            data sets must have the same shape: pad them.
         num_simulations: Number N of data sets.
-        contexts: What contexts are drawn from.
-        model_prior: Positive weights (J,) of the models; equal ones if None.
+        contexts: Distribution of contexts.
+        model_prior: Positive weights (J,) of the models; equal if None.
         **settings: `batch_size`, `seed`, `num_workers` and `show_progress_bars`, as for `simulate_models`.
 
     Returns:
         model_index (N,), x (N, ..., features + 1) and context (N, C).
 
     Raises:
-        TypeError: If `contexts` is no `Contexts`.
+        TypeError: If `contexts` is not a `Contexts`.
         ValueError: As for `simulate_models`.
 
     Example:
@@ -115,7 +117,7 @@ def simulate_models_with_context(
         (torch.Size([100, 5, 10, 2]), torch.Size([100, 1]))
     """
     if not isinstance(contexts, Contexts):
-        raise TypeError(f"contexts must be Contexts(...), which contexts are drawn from, got {contexts!r}.")
+        raise TypeError(f"contexts must be Contexts(...), the distribution of contexts, got {contexts!r}.")
     with seeded(0):
         event_shape = tuple(models[0](contexts.split(contexts.sample((1,)))).shape[1:])
     callables = [partial(_packed_data, model, contexts) for model in models]
@@ -127,7 +129,7 @@ def sample_prior_in_contexts(prior: Any, context: Tensor) -> Tensor:
     """One draw of theta, (B, P), for each context (B, C); `prior` as for `simulate_with_context`.
 
     Raises:
-        ValueError: If the prior of a batch of contexts does not give one draw for each.
+        ValueError: If the prior does not give one draw for each context.
     """
     distribution = prior_of_context(prior, context)
     theta = distribution.sample() if tuple(distribution.batch_shape) == (len(context),) else None
@@ -161,12 +163,12 @@ def _packed_data(model: Callable[[dict[str, Tensor]], Tensor], contexts: Context
 
 
 def _of_theta_and_parts(simulator: Any, contexts: Contexts) -> Callable[..., Any]:
-    """The simulator, or several, as one callable (theta, parts of the context) → x."""
+    """One callable (theta, parts of the context) → x, from one simulator or several."""
     if isinstance(simulator, (list, tuple)):
         choices = {name: part for name, part in contexts.parts.items() if isinstance(part, Choice)}
         if len(choices) != 1 or len(simulator) != next(iter(choices.values())).dim:
             raise ValueError(
-                f"{len(simulator)} simulators need a context with one Choice among as many options, got {contexts.parts}."
+                f"{len(simulator)} simulators need contexts with one Choice of as many options, got {contexts.parts}."
             )
         return partial(_choose, list(simulator), next(iter(choices)))
     if not callable(simulator):
@@ -191,7 +193,7 @@ def _choose(simulators: list[Callable[[Tensor], Tensor]], name: str, theta: Tens
 
 
 def _num_arguments(function: Callable[..., Any]) -> int:
-    """Positional arguments without a default."""
+    """Number of positional arguments without a default."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

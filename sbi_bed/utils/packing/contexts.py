@@ -1,6 +1,6 @@
-"""Data and the context in which they are read, as one flat x: what sbi's estimators and diagnostics take.
+"""Data with a context as one flat x, which sbi's estimators and diagnostics take.
 
-The context stands behind the data: [data, flattened | context]. `ContextEmbedding` splits it again.
+The context stands behind the data: [data, flattened | context]. `ContextEmbedding` splits x again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def pack_context(x: Any, context: Any) -> Tensor:
 
     Args:
         x: Data, (B, *event).
-        context: One for each, (B, C), or one for all, (C,).
+        context: One context for each data set, (B, C), or one for all, (C,).
 
     Returns:
         Shape (B, E + C), E the number of values in `event`.
@@ -40,16 +40,16 @@ def pack_context(x: Any, context: Any) -> Tensor:
         context = context.expand(len(x), -1)
     if x.ndim < 2 or context.ndim != 2 or len(x) != len(context):
         raise ValueError(
-            f"x (B, ...) and context (B, C) must have one length, got {tuple(x.shape)} and {tuple(context.shape)}."
+            f"x (B, ...) and context (B, C) must have the same length, got {tuple(x.shape)} and {tuple(context.shape)}."
         )
     return torch.cat([x.flatten(1), context.to(x)], -1)
 
 
 def unpack_context(packed: Tensor, event_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Data (*batch, *event_shape) and contexts (*batch, C) of what `pack_context` gave, (*batch, E + C).
+    """Split packed x (*batch, E + C) into data (*batch, *event_shape) and contexts (*batch, C).
 
     Raises:
-        ValueError: If there are fewer values than data of that shape have.
+        ValueError: If x has fewer than E values.
 
     Example:
         >>> x, context = unpack_context(torch.arange(8.0).reshape(1, 8), (2, 3))

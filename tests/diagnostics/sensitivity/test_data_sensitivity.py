@@ -137,11 +137,11 @@ def test_errors():
     x = packed(3, 4)
     with pytest.raises(ValueError, match="last channel is a mask of 0 and 1"):
         data_sensitivity(Exact(), torch.randn(3, 4, 2))
-    with pytest.raises(ValueError, match='has no groups: say level="observations"'):
+    with pytest.raises(ValueError, match='has no groups: give level="observations"'):
         data_sensitivity(Exact(), x[0], level="groups")
     with pytest.raises(ValueError, match='level must be "groups" or "observations"'):
         data_sensitivity(Exact(), x, level="persons")
-    with pytest.raises(ValueError, match="missing is a share"):
+    with pytest.raises(ValueError, match="missing must be a share"):
         data_sensitivity(Exact(), x, missing=1.0)
     with pytest.raises(ValueError, match=r"cleaned must be data of shape \(3, 4, 2\)"):
         data_sensitivity(Exact(), x, prepared={"cleaned": x[:2]})

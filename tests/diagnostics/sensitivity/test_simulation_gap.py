@@ -109,7 +109,7 @@ def test_errors():
     x, reference_x = torch.randn(2, 2), torch.randn(100, 2)
     with pytest.raises(ValueError, match="an ensemble of at least two members"):
         simulation_gap(DeepEnsemblePosterior([Member(0.0)]), x, reference_x)
-    with pytest.raises(ValueError, match="must be data sets of one shape"):
+    with pytest.raises(ValueError, match="must be data sets of the same shape"):
         simulation_gap(ensemble(), torch.randn(2, 3), reference_x)
     with pytest.raises(ValueError, match="at least 40 simulated data sets, got 39"):
         simulation_gap(ensemble(), x, reference_x[:39])

@@ -68,7 +68,7 @@ def contexts_of_parts(draw):
 @given(contexts_of_parts(), st.lists(st.integers(0, 3), max_size=2))
 @settings(max_examples=100, deadline=None)
 def test_any_contexts(contexts, shape):
-    """Draws lie inside; parts put together are the whole, by numbers and by names, and also after a description."""
+    """Draws lie inside. Parts together make the context, from numbers and from names, also after a description."""
     drawn = contexts.sample(shape)
     assert drawn.shape == (*shape, contexts.dim) == (*shape, len(contexts.columns))
     again = Contexts.from_description(contexts.description())
@@ -165,7 +165,7 @@ def test_a_choice_selects_the_simulator():
 
 
 class MovedBox:
-    """U(0, upper), where the context is `upper`."""
+    """U(0, upper); the context is `upper`."""
 
     def condition(self, context):
         return BoxUniform(torch.zeros_like(context), context)
@@ -190,7 +190,7 @@ def test_histories_in_contexts():
 
 
 class Unbatched:
-    """Forgets that contexts come in batches."""
+    """A prior that ignores the batch of contexts."""
 
     def condition(self, context):
         return BoxUniform(torch.zeros(1), torch.ones(1))
@@ -199,7 +199,7 @@ class Unbatched:
 @pytest.mark.parametrize(
     ("simulator", "prior", "context", "error", "match"),
     [
-        (lambda t: t, BoxUniform(torch.zeros(1), torch.ones(1)), None, TypeError, "contexts must be Contexts"),
+        (lambda t: t, BoxUniform(torch.zeros(1), torch.ones(1)), None, TypeError, r"without contexts=Contexts\("),
         (lambda t: t, MovedBox(), torch.ones(3), TypeError, "contexts must be Contexts"),
         (lambda t: t, Unbatched(), Contexts(upper=UniformRange(1, 3)), ValueError, "batch shape"),
         (3, MovedBox(), Contexts(upper=UniformRange(1, 3)), TypeError, "callable"),

@@ -244,5 +244,5 @@ def test_quadrature_is_for_continuous_scalars():
 def test_joint_blocks_that_are_refused():
     with pytest.raises(ValueError, match="distribution of vectors"):
         JointDistribution([Normal(0.0, 1.0)])
-    with pytest.raises(ValueError, match="one batch shape"):
+    with pytest.raises(ValueError, match="same batch shape"):
         JointDistribution([FAMILIES[0], FAMILIES[0].expand((3,))])

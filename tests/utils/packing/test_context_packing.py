@@ -21,8 +21,8 @@ def test_unpacking_gives_back_what_was_packed(event_shape, num, width):
 @pytest.mark.parametrize(
     ("x", "context", "match"),
     [
-        (torch.zeros(3, 2), torch.zeros(2, 2), "one length"),
-        (torch.zeros(3), torch.zeros(3, 2), "one length"),
+        (torch.zeros(3, 2), torch.zeros(2, 2), "same length"),
+        (torch.zeros(3), torch.zeros(3, 2), "same length"),
         (torch.tensor([[0.0, torch.nan]]), torch.zeros(2), r"x must be finite.*\(0, 1\)"),
         (torch.zeros(1, 2), torch.tensor([torch.inf]), "context must be finite"),
     ],

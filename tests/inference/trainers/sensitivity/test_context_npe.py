@@ -386,7 +386,7 @@ def over_two_parameters():
         (
             lambda: appended(torch.ones(2, 3), torch.ones(3, 4), POWERS.sample((2,))),
             ValueError,
-            "one length",
+            "same length",
         ),
         (
             lambda: appended(torch.ones(2, 3), torch.ones(2, 5), POWERS.sample((2,))),
@@ -432,13 +432,13 @@ def test_trainings_that_are_refused(call, error, match):
     ("call", "match"),
     [
         (lambda p: p.sample((1,), x=torch.zeros(4)), "context must be given"),
-        (lambda p: p.sample((1,), context=[1.0, 1.0, 1.0]), "x, the data, must be given"),
+        (lambda p: p.sample((1,), context=[1.0, 1.0, 1.0]), "x must be given"),
         (lambda p: p.sample((1,), x=torch.zeros(2, 4), context=[1.0] * 3), "one data set.*sample_batched"),
         (lambda p: p.sample((1,), x=torch.zeros(4), context=torch.ones(2, 3)), "must be one.*sample_batched"),
         (lambda p: p.sample((1,), x=torch.zeros(4), context=[1.0]), "3 values"),
         (lambda p: p.condition_on(torch.ones(2, 3)), "one context"),
         (lambda p: p.condition_on([0.1, 1.0, 1.0]), r"gamma\[0\] = 0.1 lies outside"),
-        (lambda p: p.sample_batched((1,), torch.zeros(3, 4), torch.ones(2, 3)), "one length"),
+        (lambda p: p.sample_batched((1,), torch.zeros(3, 4), torch.ones(2, 3)), "same length"),
         (lambda p: p.sample_batched((1,), torch.zeros(3, 5), torch.ones(3, 3)), r"x must be \(B, 4\)"),
         (lambda p: p.log_prob([[0, 0, torch.nan]], x=torch.zeros(4), context=[1.0] * 3), "theta must be finite"),
     ],
