@@ -2,11 +2,11 @@ from .experiments.design.adaptive import AdaptiveExperiment
 from .experiments.design.step_dad import StepDAD
 from .experiments.design.stopping import after_trials, gain_below, posterior_sd_below
 from .experiments.treatment.experiment import TreatmentExperiment
+from .posteriors.batched_posteriors import BatchedPosteriors, batched_posteriors
 from .posteriors.context_model_posterior import ContextModelPosterior
 from .posteriors.context_posterior import ContextPosterior
 from .posteriors.deep_ensemble import DeepEnsemblePosterior
 from .posteriors.likelihood_posterior import PosteriorReport, SMCPosterior, likelihood_posterior
-from .posteriors.many_posteriors import ManyPosteriors, many_posteriors
 from .posteriors.model_posterior import ModelPosterior
 from .posteriors.model_probabilities import ModelProbabilities
 from .posteriors.posterior_evidence import Evidence, PosteriorEvidence, posterior_evidence
@@ -25,6 +25,7 @@ __all__ = [
     "DAD",
     "ActorTrainer",
     "AdaptiveExperiment",
+    "BatchedPosteriors",
     "ContextDAD",
     "ContextModelPosterior",
     "ContextNPE",
@@ -32,7 +33,6 @@ __all__ = [
     "DeepEnsemblePosterior",
     "Evidence",
     "ExperimenterTrainer",
-    "ManyPosteriors",
     "ModelComparison",
     "ModelPosterior",
     "ModelProbabilities",
@@ -44,9 +44,9 @@ __all__ = [
     "StepDAD",
     "TreatmentExperiment",
     "after_trials",
+    "batched_posteriors",
     "gain_below",
     "likelihood_posterior",
-    "many_posteriors",
     "posterior_evidence",
     "posterior_sd_below",
     "predictive_check",

@@ -1,11 +1,11 @@
-r"""A net that acts: measurement and parameters → action of least expected cost.
+r"""A net that acts: from a measurement and parameters to the action of least expected cost.
 
 The optimal action depends on a measurement only through the belief (μ_p, σ_p), so with τ² = σ_p² + σ_r² the net gives an
 offset from the belief's location, in the perception's coordinates (logarithms where it is log-normal),
 
     x_a = μ_p + f_0(μ_p, σ_p, σ_r, cost parameters) + τ f_1(μ_p, σ_p, σ_r, cost parameters).
 
-Where the cost scales, ℓ(c r, c s) = c^p ℓ(r, s), and perception is log-normal, the net does not see μ_p, and its actions are
+If the cost scales, ℓ(c r, c s) = c^p ℓ(r, s), and perception is log-normal, the net does not see μ_p. Its actions are then
 an exact power law, a = k exp(μ_p), as the optimal ones are; likewise for ℓ(r + c, s + c) = ℓ(r, s) in other perceptions.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..simulators.actors import costs as actor_costs
 from ..simulators.actors import perception as perceptions
-from ..simulators.actors.costs import ActorCost
+from ..simulators.actors.cost import ActorCost
 from ..simulators.actors.optimal_actions import as_belief, check_pair
 from ..simulators.actors.perception import Belief, Perception
 from ..simulators.actors.reaching import ReachingPerception
@@ -33,7 +33,7 @@ from ..utils.warn_user import warn_user
 __all__ = ["NeuralActor"]
 
 _KIND = "actor"
-_TOLERANCE = 1e-5  # of a range: what rounding may put outside
+_TOLERANCE = 1e-5  # share of a range by which rounding may exceed it
 
 
 class NeuralActor(nn.Module):
@@ -51,14 +51,14 @@ class NeuralActor(nn.Module):
         training_box: Name -> (low, high) of all parameters and the stimulus.
         outside: What to do with parameters outside of it: "raise" a `ValueError`, or "warn".
         errors: How far actions are from optimal ones: quantiles that training measured, plain data; None before.
-        mean: Means of the features that the net reads.
+        mean: Means of the net's features.
         scale: Their standard deviations.
         body: Hidden layers.
         head: Last layer.
-        direct: Linear way past it.
+        direct: Linear layer from the features to the output.
 
     Raises:
-        TypeError: If cost or perception is none.
+        TypeError: If `cost` is not an `ActorCost`, or `perception` not a `Perception`.
         ValueError: If their dimensions differ.
 
     Example:
@@ -116,7 +116,7 @@ class NeuralActor(nn.Module):
         They have the units and the precision of the measurements.
 
         Raises:
-            TypeError: If other than the cost's own parameters are given.
+            TypeError: If the parameters given are not those of the cost.
             ValueError: If a measurement is outside the space of states; or if a parameter, or the location of a belief, is
                 outside the range of training and `outside` is "raise".
         """
@@ -144,7 +144,7 @@ class NeuralActor(nn.Module):
 
     @torch.no_grad()
     def fit_scale(self, belief: Belief, sigma_r: Tensor, parameters: Mapping[str, Tensor]) -> None:
-        """Centre and scale what the net reads by situations (N,) like those it will train on."""
+        """Set mean and scale of the features from situations (N,) like those of training."""
         features = self._features(belief, sigma_r, parameters).to(self.mean)
         self.mean.copy_(features.mean(0))
         self.scale.copy_(features.std(0).clamp_min(1e-6))
@@ -175,12 +175,12 @@ class NeuralActor(nn.Module):
 
         Args:
             path: The file.
-            cost: The cost it was trained for; may be None for one of this package with its usual priors.
-            perception: Likewise, the perception; may be None for one of this package.
+            cost: The cost that it was trained for; None for a cost of this package with its default priors.
+            perception: The perception that it was trained with; None for one of this package.
 
         Raises:
-            ValueError: If the file is none of an actor, or a cost or perception has to be given, or it is not the one that
-                the actor was trained for.
+            ValueError: If the file does not hold an actor, a cost or perception has to be given, or the one given is not the
+                one that the actor was trained for.
         """
         content = load_file(path, _KIND)
         with rebuilding(path):
@@ -199,7 +199,7 @@ class NeuralActor(nn.Module):
     # ---- pieces
 
     def _features(self, belief: Belief, sigma_r: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """What the net reads, (..., F)."""
+        """Features (..., F) of the net."""
         columns = []
         for value in (belief.spread, sigma_r):
             columns += [value, value.square(), value.log()]

@@ -92,7 +92,7 @@ class ActorErrors:
 
 @torch.no_grad()
 def actor_errors(
-    actor: NeuralActor, num_actions: int = 1000, seed: int | None = None, numerically: bool = False
+    actor: NeuralActor, num_actions: int = 1000, *, seed: int | None = None, numerically: bool = False
 ) -> ActorErrors:
     """Compare a net's actions with optimal ones in situations drawn from all of its training ranges.
 

@@ -1,12 +1,12 @@
-r"""Perception whose posterior has no closed form: the belief is learned from simulations of (state, measurement).
+r"""Perception without a closed form: the belief is learned from simulations of (state, measurement).
 
-Any prior and any measurement noise that can be simulated will do. In coordinates x (logarithms if positive) a net is
-trained to give the normal belief that is closest to the posterior,
+Any prior and any measurement noise can be used, if they can be simulated. In coordinates x (logarithms if positive) a net
+learns the normal belief that is closest to the posterior,
 
     max E log N(x_s; μ_p(m, σ, σ_0, μ_0), σ_p(m, σ, σ_0, μ_0)²)   over   x_s ~ p(s | μ_0, σ_0), m ~ p(m | s, σ),
 
-whose solution has the posterior's mean and standard deviation, of x. The net corrects the belief that normal prior and
-noise would make. Skewness and tails of a posterior are lost: actions are the best ones for the normal belief.
+whose solution has the posterior's mean and standard deviation, of x. The net corrects the belief of a normal prior with
+normal noise. Skewness and tails of a posterior are lost: actions are optimal for the normal belief.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..utils.seeding import seeded
 
 __all__ = ["LearnedPerception"]
 
-_FARTHEST = 6.0  # standard deviations between measurement and prior, beyond which beliefs are as at this distance
+_FARTHEST = 6.0  # largest distance between measurement and prior, in standard deviations; beyond, it counts as this
 
 
 class LearnedPerception(Perception, nn.Module):
@@ -39,11 +39,11 @@ class LearnedPerception(Perception, nn.Module):
 
     Attributes:
         fitted: Whether beliefs have been learned.
-        net: What beliefs are read from.
+        net: Net from measurement and parameters to the belief.
         scale_free: Whether states are positive: moving a belief then multiplies states and responses by a number.
 
     Raises:
-        TypeError: If one cannot be called.
+        TypeError: If `sample_state` or `sample_measurement` cannot be called.
 
     Example:
         >>> def uniform_state(sigma_0, mu_0):
@@ -132,7 +132,7 @@ class LearnedPerception(Perception, nn.Module):
         return Belief(x_0 + weight * total * z + spread * shift, spread * stretch.clamp(-3, 3).exp())
 
     def fit(
-        self, num_steps: int = 3000, batch_size: int = 512, learning_rate: float = 3e-3, seed: int | None = None
+        self, num_steps: int = 3000, batch_size: int = 512, learning_rate: float = 3e-3, *, seed: int | None = None
     ) -> LearnedPerception:
         """Learn beliefs from simulations; returns the perception itself.
 

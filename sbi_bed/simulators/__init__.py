@@ -1,10 +1,10 @@
 """Simulators with a design: the contract, design spaces, and the benchmark models."""
 
 from .actors.bayesian_actor import BayesianActor
+from .actors.cost import ActorCost
 from .actors.costs import (
     AbsoluteCost,
     AbsoluteEffortCost,
-    ActorCost,
     AsymmetricQuadraticCost,
     InvertedGaussianCost,
     PinballCost,

@@ -10,7 +10,7 @@ from sbi.inference import NPE
 from sbi.neural_nets import posterior_nn
 
 from sbi_bed.diagnostics import resolving_designs
-from sbi_bed.inference import DAD, ActorTrainer, likelihood_posterior, many_posteriors
+from sbi_bed.inference import DAD, ActorTrainer, batched_posteriors, likelihood_posterior
 from sbi_bed.neural_nets import ResponseEmbedding
 from sbi_bed.policies import RandomPolicy
 from sbi_bed.simulators import (
@@ -64,7 +64,7 @@ def test_one_person_by_mcmc():
     torch.manual_seed(0)
     x = observe(simulator, THETA, 1, 60)
     start = time.process_time()
-    found = many_posteriors(simulator, x, seed=0)
+    found = batched_posteriors(simulator, x, seed=0)
     seconds = time.process_time() - start
     start = time.process_time()
     slices = likelihood_posterior(simulator, x[0], seed=0).sample((2000,))
@@ -85,7 +85,7 @@ def test_hundred_people_by_mcmc():
         torch.manual_seed(0)
         x = observe(simulator, simulator.prior.sample((100, 1)), 100, 60)
         start = time.process_time()
-        found = many_posteriors(simulator, x, seed=0)
+        found = batched_posteriors(simulator, x, seed=0)
         seconds = time.process_time() - start
         size = found.effective_sample_size.amin(-1)
         text = f"{seconds:.1f} CPU s; effective draws of the worst parameter: median {size.median():.0f}, least "
@@ -107,7 +107,7 @@ def test_recovery(cost):
     theta = simulator.prior.sample((100,))
     x = observe(people, theta.unsqueeze(1), 100, 60)
     start = time.process_time()
-    found = many_posteriors(simulator, x, seed=0)
+    found = batched_posteriors(simulator, x, seed=0)
     seconds = time.process_time() - start
     low, high = found.theta.quantile(torch.tensor([0.05, 0.95]).double(), dim=0)
     coverage = ((theta >= low) & (theta <= high)).double().mean(0)
@@ -135,7 +135,7 @@ def test_identifiability_and_design():
     }
     sds = {}
     for name, designs in experiments.items():
-        found = many_posteriors(simulator, pack_history(designs, simulator(RIDGE, designs)), seed=0)
+        found = batched_posteriors(simulator, pack_history(designs, simulator(RIDGE, designs)), seed=0)
         correlation = torch.stack([torch.corrcoef(draws.T)[1, 3] for draws in found.theta.unbind(1)])
         sds[name] = sd = found.stddev[:, 1]
         text = f"sd of μ_0 {sd.mean():.3f} ± {sd.std() / 20**0.5:.3f}; correlation of μ_0 and β {correlation.mean():+.3f}, "
@@ -163,7 +163,7 @@ def test_a_policy_that_breaks_the_ridge():
     experiments["DAD"] = PolicySimulator(simulator, policy, 12)(RIDGE.expand(20, -1))
     sds = {}
     for name, histories in experiments.items():
-        found = many_posteriors(simulator, histories, seed=0)
+        found = batched_posteriors(simulator, histories, seed=0)
         sds[name] = sd = found.stddev[:, 1]
         text = f"sd of μ_0 {sd.mean():.3f} ± {sd.std() / 20**0.5:.3f}; largest R-hat {found.rhat.max():.2f}"
         text += f"; {seconds:.0f} CPU s of training" if name == "DAD" else ""
@@ -188,7 +188,7 @@ def test_npe_for_many_people():
     seconds = time.process_time() - start
     torch.manual_seed(5)
     x_o = observe(simulator, THETA, 10, 60)
-    exact = many_posteriors(simulator, x_o, seed=0)
+    exact = batched_posteriors(simulator, x_o, seed=0)
     draws = inference.build_posterior().sample_batched((2000,), x=x_o, show_progress_bars=False)
     shift, ratio = (draws.mean(0) - exact.mean) / exact.stddev, draws.std(0) / exact.stddev
     text = f"means off by {as_text(shift.abs().mean(0))} sd, sds {as_text(ratio.mean(0))} of exact; {seconds:.0f} CPU s"

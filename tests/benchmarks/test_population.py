@@ -9,7 +9,7 @@ from sbi.inference import NPE
 from sbi.neural_nets import posterior_nn
 from scipy.stats import kstest
 
-from sbi_bed.inference import many_posteriors
+from sbi_bed.inference import batched_posteriors
 from sbi_bed.neural_nets import PopulationEmbedding, ResponseEmbedding
 from sbi_bed.policies import GreedyPolicy
 from sbi_bed.simulators import BayesianActor, OptimalActor, Population, QuadraticCost, QuadraticEffortCost, rollout
@@ -74,7 +74,7 @@ def test_greedy_designs_for_one_parameter(objective):
     start = time.process_time()
     trials = rollout(simulator, policy, RIDGE.expand(20, -1), 90)
     seconds = time.process_time() - start
-    found = many_posteriors(simulator, pack_history(*trials), seed=0)
+    found = batched_posteriors(simulator, pack_history(*trials), seed=0)
     sd = found.stddev[:, 1]
     text = f"sd of μ_0 {sd.mean():.4f} ± {sd.std() / 20**0.5:.4f}; largest R-hat {found.rhat.max():.3f}; {seconds:.0f} CPU s"
     report(f"20 people, 90 trials, GreedyPolicy, {objective}", text, f"{COMMAND} greedy")

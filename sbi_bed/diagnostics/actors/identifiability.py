@@ -1,22 +1,22 @@
-r"""Which parameters the data of an experiment can tell apart, and which experiment would tell more.
+r"""Which parameters the data of an experiment identify, and which experiment would identify them better.
 
-**The report** looks at posterior draws in logarithms of (positive) parameters, where scaling laws are straight lines. With
+**The report** uses posterior draws of the logarithms of (positive) parameters, where scaling laws are straight lines. With
 covariances C of the posterior and C_0 of the prior, the solutions of
 
     C v = λ C_0 v
 
-are directions, and λ the share of prior variance that the data left in each: near 0 identified, near 1 not at all. The
+are directions, and λ is the share of prior variance that is left in each: near 0 identified, near 1 not at all. The
 least-identified direction is the one of largest λ. For a quadratic cost with effort it runs along log β + (1 − w) log μ_0 =
-const, where the likelihood is exactly constant: a person who shuns effort acts like one who expects small stimuli.
+const, where the likelihood is exactly constant: a person who avoids effort acts like one who expects small stimuli.
 
-**The better experiment** is sought among candidate designs ξ_j with n_j trials each. A trial tells, near θ, the Fisher
+**The better experiment** has n_j trials at each of some candidate designs ξ_j. Near θ, a trial gives the Fisher
 information F_j(θ) = E_y[∇log p(y | θ, ξ_j) ∇log p(y | θ, ξ_j)ᵀ], so that after the experiment log θ has about the covariance
 
     C(n, θ) = (C_0^{−1} + Σ_j n_j F_j(θ))^{−1}.
 
 Averaged over draws of θ, the mean log variance of the parameters of interest is minimised over the shares n_j / n
-(D_s-optimality under a prior: Chaloner & Verdinelli 1995), and shares are then rounded to whole trials. All trials count
-together, which greedy choice cannot do: a trial that tells nothing by itself may make another one tell something.
+(D_s-optimality under a prior: Chaloner & Verdinelli 1995), and shares are then rounded to whole trials. All trials are
+chosen together. Greedy choice cannot do this: a trial that is uninformative by itself may make another one informative.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _STEPS, _RATE = 400, 0.1  # of the ascent in log shares
 
 @dataclass(frozen=True)
 class Identifiability:
-    """What data left open; all of logarithms of parameters where they are positive.
+    """What the data leave open; about logarithms of parameters that are positive.
 
     Attributes:
         names: Names of the P parameters.
         correlation: Posterior correlations, (P, P).
         stddev: Posterior standard deviations, (P,).
-        share_left: Share of its prior variance that each parameter is left with, (P,).
+        share_left: Share of prior variance that is left of each parameter, (P,).
         direction: Least-identified direction, (P,), of length 1.
         direction_share_left: Share of prior variance left along it.
     """
@@ -73,14 +73,14 @@ class Identifiability:
 
 @dataclass(frozen=True)
 class ResolvingDesigns:
-    """An experiment that tells more about some parameters.
+    """An experiment that is more informative about some parameters.
 
     Attributes:
         designs: The trials, (T, D), in the order of the candidates.
         counts: Trials at each candidate, (J,).
         expected_sd: Geometric mean, over draws of theta, of the sd of each parameter of interest (of its logarithm, where
             positive) after this experiment, (K,).
-        uniform_sd: The same after an experiment that uses all candidates alike.
+        uniform_sd: The same after an experiment that uses all candidates equally often.
     """
 
     designs: Tensor
@@ -90,7 +90,7 @@ class ResolvingDesigns:
 
 
 def identifiability(draws: Any, prior_draws: Any, names: Sequence[str] | None = None) -> Identifiability:
-    """Find what a posterior leaves open.
+    """Find which directions of theta a posterior leaves open.
 
     Args:
         draws: Posterior draws (N, P).
@@ -119,7 +119,7 @@ def identifiability(draws: Any, prior_draws: Any, names: Sequence[str] | None = 
         raise ValueError(f"at least {2 * dim} draws are needed, got {len(draws)} and {len(prior_draws)}.")
     names = tuple(f"theta_{i + 1}" for i in range(dim)) if names is None else tuple(names)
     if len(names) != dim:
-        raise ValueError(f"{dim} parameters need as many names, got {names}.")
+        raise ValueError(f"names must have one entry for each of {dim} parameters, got {names}.")
     positive = (prior_draws > 0).all(0) & (draws > 0).all(0)
     draws, prior_draws = (_logs(values, positive) for values in (draws, prior_draws))
     left, before = torch.atleast_2d(draws.T.cov()), torch.atleast_2d(prior_draws.T.cov())
@@ -139,7 +139,7 @@ def identifiability(draws: Any, prior_draws: Any, names: Sequence[str] | None = 
 
 
 def fisher_information(
-    simulator: DesignSimulator, theta: Tensor, designs: Tensor, num_outcomes: int = 128, seed: int | None = None
+    simulator: DesignSimulator, theta: Tensor, designs: Tensor, num_outcomes: int = 128, *, seed: int | None = None
 ) -> Tensor:
     """Fisher information about theta of one trial at each design, (N, J, P, P), by simulated outcomes.
 
@@ -170,17 +170,17 @@ def resolving_designs(
     num_outcomes: int = 128,
     seed: int | None = None,
 ) -> ResolvingDesigns:
-    """The experiment of `num_trials` trials that is expected to tell most about some of the parameters.
+    """The experiment of `num_trials` trials that is expected to be most informative about some of the parameters.
 
     Args:
         simulator: Experiment with a differentiable likelihood.
-        draws: What is believed of theta, draws (N, P): of the prior, or of a posterior that left a question open. The prior
-            of the new experiment is the simulator's own, not these.
+        draws: Draws of theta (N, P), from the prior, or from a posterior that left a question open. The prior of the new
+            experiment is the simulator's own.
         of_interest: Indices of the parameters of interest.
         candidates: Designs (J, D) to choose among.
         num_trials: Number T of trials.
-        num_draws: Draws that the expectation is taken over.
-        num_outcomes: Outcomes behind each Fisher information.
+        num_draws: Draws of theta in the expectation.
+        num_outcomes: Simulated outcomes for each Fisher information.
         seed: Seed; torch's global generator if None.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Is a trained actor good enough to stand in for optimal actions, and where is it worst?"""
+"""How close a trained actor is to optimal actions, and where it is worst."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ActorRegion:
     """Errors in the situations in which one parameter lies between two values.
 
     Attributes:
-        name: The parameter; "measurement" for that.
-        low: From here.
-        high: To here.
+        name: The parameter, or "measurement".
+        low: Its smallest value here.
+        high: Its largest value here.
         count: Number of situations.
         median: Median error.
         upper: 95th percentile.
@@ -69,7 +69,7 @@ class ActorValidation:
 
 
 def actor_validation(
-    actor: NeuralActor, num_actions: int = 10_000, seed: int | None = None, numerically: bool = False
+    actor: NeuralActor, num_actions: int = 10_000, *, seed: int | None = None, numerically: bool = False
 ) -> ActorValidation:
     """Compare an actor with optimal actions all over its training ranges.
 
@@ -80,7 +80,7 @@ def actor_validation(
         numerically: Whether to use the numerical minimiser even where there is a closed form.
 
     Raises:
-        TypeError: If `actor` is no `NeuralActor`.
+        TypeError: If `actor` is not a `NeuralActor`.
 
     Example:
         >>> from sbi_bed.simulators import QuadraticEffortCost
@@ -90,7 +90,7 @@ def actor_validation(
     """
     if not isinstance(actor, NeuralActor):
         raise TypeError(f"actor must be a NeuralActor, got {actor!r}.")
-    errors = actor_errors(actor, num_actions, seed, numerically)
+    errors = actor_errors(actor, num_actions, seed=seed, numerically=numerically)
     values = errors.situations.parameters
     if errors.situations.measurement.ndim == 1:
         values = {"measurement": errors.situations.measurement, **values}

@@ -1,11 +1,10 @@
-r"""Embedding of a population: each person's trials read by one net, and then the people by another.
+r"""Embedding of a population: one net summarises each person's trials, a second net summarises the people.
 
     e_i = person_net(x_i),    summary = people_net({e_1, …, e_n}),
 
-the first the same for all persons and invariant to the order of trials, the second, a `HierarchicalEmbedding` of one
-level, invariant to the order of persons: so x may be permuted at both levels, and padded at both. A person's net that
-knows the experiment (`ResponseEmbedding`: the regression of responses on stimuli) hands on what a net for trials in
-general would first have to find out.
+The first net is the same for all persons and invariant to the order of trials. The second, a `HierarchicalEmbedding` of one
+level, is invariant to the order of persons. So x may be permuted and padded at both levels. A person's net that knows the
+experiment (`ResponseEmbedding`: the regression of responses on stimuli) passes on what a general net would have to learn.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ __all__ = ["PopulationEmbedding"]
 class PopulationEmbedding(nn.Module):
     """Embedding net for people's trials, x (B, persons, trials, D + O + 1) → summary (B, output_dim).
 
-    A person without trials is as if not there. Build the estimator with ``z_score_x="none"``, and call `fit_scale` once
-    before training: people's features are then read at their own scale.
+    A person without trials counts as absent. Build the estimator with ``z_score_x="none"``, and call `fit_scale` once
+    before training: it measures the scale of people's features.
 
     Args:
         person_net: Net for one history, (n, trials, D + O + 1) → (n, features): `ResponseEmbedding` or
-            `HistoryEmbedding`; it standardises for itself.
+            `HistoryEmbedding`; it standardises its input.
         num_features: Features it returns.
         output_dim: Size of the summary.
         hidden_dim: Width of the net for people.
 
     Attributes:
-        people_net: Net of the set of people, made of `person_net`'s summaries.
+        people_net: Net for the set of people, from the summaries of `person_net`.
 
     Raises:
         ValueError: If a size is below 1.

@@ -1,12 +1,12 @@
-r"""Trials of stimulus and response as a vector: the regression of one on the other, and what a net sees besides.
+r"""Summary of trials of stimulus and response: their regression, and features from a net.
 
 With x the coordinates of stimuli and y those of responses (logarithms in log-normal perception), n trials have statistics
 
     x̄,  log var(x),  b = cov(x, y) / var(x),  α = ȳ − b x̄,  α / (1 − b),  logit b,  log var(y − α − b x),  log n.
 
 Where actions are a power of measurements and the noise level is the same in all trials, log r given log s is normal, linear
-in log s: the statistics are then sufficient, and b, α / (1 − b) and the last variance say at once how large w, log μ_0 and
-the noise are. A `HistoryEmbedding` beside them reads what they miss: bends, several noise levels.
+in log s: the statistics are then sufficient, and b, α / (1 − b) and the last variance estimate w, log μ_0 and the noise
+directly. A `HistoryEmbedding` adds what they miss: bends, several noise levels.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .history import HistoryEmbedding
 __all__ = ["ResponseEmbedding"]
 
 _NUM_STATISTICS = 8
-_CLEAR = 0.02  # slopes are kept so far from 0 and 1
+_CLEAR = 0.02  # slopes are kept this far from 0 and 1
 
 
 class ResponseEmbedding(nn.Module):
     """Embedding net for a person's trials, x (*batch, n, D + 2) → summary (*batch, 8 + output_dim).
 
-    Invariant to the order of trials, to padding and to the rest of the batch. It standardises by itself: build the estimator
+    Invariant to the order of trials, to padding and to the rest of the batch. It standardises its input: build the estimator
     with ``z_score_x="none"``.
 
     Args:
@@ -39,12 +39,12 @@ class ResponseEmbedding(nn.Module):
 
     Attributes:
         input_dim: Width D + 2 of a history.
-        net: `HistoryEmbedding` beside the statistics.
+        net: `HistoryEmbedding` whose features are added to the statistics.
         mean: Means of the statistics.
         sd: Their standard deviations.
 
     Raises:
-        TypeError: If `simulator` is no `BayesianActor`.
+        TypeError: If `simulator` is not a `BayesianActor`.
 
     Example:
         >>> from sbi_bed.simulators import OptimalActor, QuadraticCost

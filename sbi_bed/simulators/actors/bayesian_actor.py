@@ -14,13 +14,14 @@ exactly
 
     log r | s ~ N(log k + (1 − w) log μ_0 + w log s,  w² σ² + σ_r²),    log k = log a*(μ_0, θ) − log μ_0,
 
-for which the actor is asked once for each θ, however many trials there are.
+so the actor is called once for each θ, whatever the number of trials.
 
-**Other costs**: log a* is nearly linear in z near any point, log a*(e^z) ≈ α + b z, so that z given r is nearly normal,
-with precision 1/σ² + b²/σ_r². Two Gauss–Newton steps (the second with b from the secant) find its mode, and Gauss–Hermite
-nodes there do the rest. Where log a* is linear, they are exact; nodes are held fixed in gradients, since the integral does
-not depend on where they are. Where one person has many trials, log a* is tabulated at knots σ/2 apart and read by cubics: a
-belief blurs costs over σ or more, so that this costs no accuracy, and the actor is asked a seventh as often for 60 trials.
+**Other costs**: log a* is nearly linear in z near any point, log a*(e^z) ≈ α + b z, so z given r is nearly normal, with
+precision 1/σ² + b²/σ_r². Two Gauss–Newton steps (the second with b from the secant) find its mode, and Gauss–Hermite nodes
+around the mode give the integral. They are exact where log a* is linear. Gradients treat the nodes as constants, since the
+integral does not depend on them. For a person with many trials, log a* is tabulated at knots σ/2 apart and interpolated by
+cubics. A belief blurs costs over σ or more, so this costs no accuracy, and for 60 trials the actor is called a seventh as
+often.
 """
 
 from __future__ import annotations
@@ -46,31 +47,31 @@ __all__ = ["BayesianActor"]
 
 _PERCEPTION = ("sigma", "sigma_0", "mu_0", "sigma_r")
 _NOISES = ("sigma", "sigma_0", "sigma_r")
-_REACH = 3.99  # nodes lie within so many sd of the measurement
+_REACH = 3.99  # nodes lie within this many sd of the measurement
 _MOST_NODES = 7  # whose outermost lies 3.75 sd out
-_KNOTS_APART = 0.5  # in σ: a belief blurs whatever the cost has, so that actions bend over no shorter distance
-_LEAST_SECANT = 1e-3  # below, in z, rounding of a float32 net would be the slope
+_KNOTS_APART = 0.5  # in σ: a belief blurs the cost's kinks, so actions do not bend over shorter distances
+_LEAST_SECANT = 1e-3  # in z: over shorter distances the rounding of a float32 net would dominate the slope
 
 
 class BayesianActor(DesignSimulator):
     """Responses of a person to stimuli; parameters are those of perception, prior and cost that are not fixed.
 
-    Theta holds the free ones of ``sigma`` (perceptual noise), ``sigma_0``, ``mu_0`` (prior: spread in logs, median),
-    ``sigma_r`` (motor noise) and the cost's own, in this order; `parameter_names` lists them. A design is a stimulus, in the
-    unit of responses; with `noise_range` it is the pair (stimulus, sigma), for experiments that also choose how noisy the
-    stimulus is. An outcome is a response, > 0.
+    Theta holds the free parameters among ``sigma`` (perceptual noise), ``sigma_0``, ``mu_0`` (prior: spread in logs,
+    median), ``sigma_r`` (motor noise) and those of the cost, in this order; `parameter_names` lists them. A design is a
+    stimulus, in the unit of responses. With `noise_range` it is the pair (stimulus, sigma), for experiments that also
+    choose how noisy the stimulus is. An outcome is a response; under `LogNormalPerception` it is positive.
 
     Args:
         actor: `OptimalActor` or `NeuralActor`, for actions that are numbers, perceived log-normally or normally.
         fixed: Values of parameters that are known; {"sigma": 0.2} if None (with `noise_range` nothing).
         prior: Distribution of theta. If None independent: HalfNormal(0.25) for the three noises, U(0.1, 5) for mu_0, the
-            cost's own for its parameters, all cut to where actors are trained. (Under `NormalPerception` noises are
+            cost's priors for its parameters, all cut to the range of training. (Under `NormalPerception` noises are
             half-normal with half their largest value, and mu_0 is uniform.)
         stimulus_range: Least and largest stimulus of the design space; those of training if None.
         noise_range: Least and largest sigma that the experiment can set; None where it cannot.
-        num_nodes: Gauss–Hermite nodes of the likelihood, for costs that do not scale, at most 7: those of more would lie
-            where actors are not trained. Three do where actions bend gently with the stimulus; under absolute cost with
-            effort they level off at a kink, where 5 err by some 0.001 nats on average, but by 1 for the odd response.
+        num_nodes: Gauss–Hermite nodes of the likelihood, for costs that do not scale, at most 7: more would leave the
+            range of training. Three suffice where actions bend gently with the stimulus. Under absolute cost with effort
+            actions have a kink: there 5 nodes err by some 0.001 nats on average, but by 1 for a rare response.
 
     Attributes:
         parameter_names: Names of theta's P values.
@@ -80,8 +81,8 @@ class BayesianActor(DesignSimulator):
     Raises:
         TypeError: If the actor cannot be called or has no cost.
         ValueError: If actions are vectors or angles, a fixed name is not a parameter, a value is not finite or a σ not
-            positive, no parameter is free, a range is no range, sigma is both fixed and set by the experiment, or fixed
-            values or the prior reach beyond where the actor was trained.
+            positive, no parameter is free, a range is not increasing, sigma is both fixed and set by the experiment, or
+            fixed values or the prior leave the range that the actor was trained on.
 
     Example:
         >>> from sbi_bed.simulators import OptimalActor, QuadraticCost
@@ -111,7 +112,7 @@ class BayesianActor(DesignSimulator):
         self.num_nodes = check_count(num_nodes, "num_nodes")
         if self.num_nodes > _MOST_NODES:
             raise ValueError(
-                f"num_nodes must be at most {_MOST_NODES}, got {num_nodes}: more lie beyond what actors know."
+                f"num_nodes must be at most {_MOST_NODES}, got {num_nodes}: more would reach outside the range of training."
             )
         if fixed is None:
             fixed = {"sigma": 0.2} if noise_range is None else {}
@@ -150,7 +151,7 @@ class BayesianActor(DesignSimulator):
         return bool(self.actor.cost.homogeneous) and self.perception.scale_free
 
     def parameters(self, theta: Tensor, design: Tensor | None = None) -> dict[str, Tensor]:
-        """Every parameter by name, shape (...) each, for theta (..., P); sigma is the design's where it is set there."""
+        """Every parameter by name, shape (...) each, for theta (..., P); sigma is the design's if set there."""
         values = dict(zip(self.parameter_names, theta.unbind(-1), strict=True))
         values |= {name: theta.new_tensor(value) for name, value in self.fixed.items()}
         if self.noise_range is not None and design is not None:
@@ -193,14 +194,14 @@ class BayesianActor(DesignSimulator):
         nodes, weights = np.polynomial.hermite.hermgauss(self.num_nodes)
         step = torch.as_tensor(math.sqrt(2) * nodes).to(centre)
         log_weight = torch.as_tensor(np.log(math.sqrt(2) * weights) + nodes**2).to(centre)
-        reach = _REACH * sigma_m  # no belief that actors are not trained on
+        reach = _REACH * sigma_m  # actors are trained on these beliefs, not on others
         z = torch.maximum(torch.minimum(centre + sd * step, x_s + reach), x_s - reach)
         log_f = perception.noise_log_prob(z - x_s, sigma_m)
         log_f = log_f + perception.log_prob_response(response, perception.from_coordinate(x_a(z)), sigma_r)
         return torch.logsumexp(log_f + log_weight, -1) + sd.squeeze(-1).log()
 
     def _action_curve(self, values: dict[str, Tensor], x_s: Tensor) -> Callable[[Tensor], Tensor]:
-        """Coordinate of actions at z (..., n, q) for stimuli (..., n, 1), tabulated where that asks the actor less often."""
+        """Coordinate of actions at z (..., n, q) for stimuli (..., n, 1), tabulated where that saves calls of the actor."""
 
         def x_a(z: Tensor, values: dict[str, Tensor] = values) -> Tensor:
             return self.perception.to_coordinate(self.actor(self.perception.from_coordinate(z), **values))
@@ -256,8 +257,8 @@ class BayesianActor(DesignSimulator):
         if low < box[0] - slack or high > box[1] + slack:
             reach = f"{low:g}" if low == high else f"{low:.3g} to {high:.3g}"
             raise ValueError(
-                f"{what}{name} reaches {reach}, but the actor was trained on {box[0]:g} to {box[1]:g}: what a net says "
-                "beyond is worth nothing. Stay inside, or train an actor on a wider range."
+                f"{what}{name} reaches {reach}, but the actor was trained on {box[0]:g} to {box[1]:g}. Outside, "
+                "its actions are not reliable: stay inside, or train an actor on a wider range."
             )
 
 
@@ -276,7 +277,7 @@ def _mode(
 
 
 def _without_weights(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function, with gradients only where an argument wants them: the weights of a net are not to be followed."""
+    """The function, with gradients only where an argument requires them, and none for the weights of a net."""
 
     def call(*arguments: Tensor) -> Tensor:
         wanted = torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments)

@@ -1,6 +1,4 @@
-r"""What a response costs: ℓ(r, s) of a response r where the state of the world is s, with parameters of its own.
-
-A cost of one's own is a short subclass, or `ActorCost.from_function`. The shipped costs (arXiv 2409.03710):
+r"""The costs of the package, ℓ(r, s) of a response r when the state is s (arXiv 2409.03710):
 
     quadratic               (r − s)²
     absolute                |r − s|
@@ -9,27 +7,29 @@ A cost of one's own is a short subclass, or `ActorCost.from_function`. The shipp
     absolute with effort    β |r − s| + (1 − β) r²
     asymmetric quadratic    (r − s)² times 2(1 − α) where r ≥ s, else 2α
     inverted Gaussian       1 − exp(−(r − s)² / 2γ²)
+
+Your own cost is a short subclass of `ActorCost`, or `ActorCost.from_function`.
+
+Where the optimal action is a root, bisection finds it, and gradients follow from the implicit function theorem
+(`zuko.utils.bisection`): first derivatives only.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, LogNormal, Uniform
+from zuko.utils import bisection
 
-from ...utils.checks import check_count
-from ...utils.seeding import seeded
+from .cost import ActorCost
 from .perception import Belief, LogNormalPerception, NormalPerception, Perception
-from .roots import increasing_root
 
 __all__ = [
     "AbsoluteCost",
     "AbsoluteEffortCost",
-    "ActorCost",
     "AsymmetricQuadraticCost",
     "InvertedGaussianCost",
     "PinballCost",
@@ -37,116 +37,7 @@ __all__ = [
     "QuadraticEffortCost",
 ]
 
-_TAIL = 5e-4  # probability cut off at an end of a parameter's prior that is unbounded there
-
-
-class ActorCost:
-    """A cost ℓ(response, state; parameters): subclass it, or use `from_function`.
-
-    A subclass gives `__call__`, and as class attributes or in its constructor what is listed here where it differs.
-
-    Attributes:
-        parameters: Name -> distribution of a number, from which training draws.
-        homogeneous: Whether ℓ(c r, c s; parameters) = c^p ℓ(r, s; parameters) for some p and all c > 0. Then a* is
-            proportional to the belief's median where perception is log-normal, and nets are built so.
-        shift_invariant: Whether ℓ(r + c, s + c; parameters) = ℓ(r, s; parameters) for all c. Then a* is at a constant
-            distance from the belief's centre where perception is normal or circular, and nets are built so.
-        action_dim: Length D of responses and states; with 1 they have shape (...), else (..., D), and costs always (...).
-        name: What to call it.
-
-    Example:
-        >>> class DeadZone(ActorCost):
-        ...     parameters = {"width": Uniform(0.1, 1.0)}
-        ...
-        ...     def __call__(self, response, state, width):
-        ...         return ((response - state).abs() - width).clamp_min(0)
-        >>> float(DeadZone()(torch.tensor(2.0), torch.tensor(1.0), width=0.25))
-        0.75
-    """
-
-    parameters: Mapping[str, Distribution] = {}
-    homogeneous: bool = False
-    shift_invariant: bool = False
-    action_dim: int = 1
-
-    def __call__(self, response: Tensor, state: Tensor, **parameters: Tensor) -> Tensor:
-        """Costs (...) of responses (...) where states are (...), all broadcasting."""
-        raise NotImplementedError(f"{type(self).__name__} must define __call__(response, state, **parameters).")
-
-    @property
-    def name(self) -> str:
-        """What to call the cost."""
-        return type(self).__name__
-
-    @property
-    def training_box(self) -> dict[str, tuple[float, float]]:
-        """Name -> (low, high) of each parameter: its prior's support, cut at 0.05 % of the probability where unbounded."""
-        return {name: prior_range(prior) for name, prior in self.parameters.items()}
-
-    def describe(self) -> dict[str, Any]:
-        """Name, ranges of parameters, symmetry and dimension, as plain data."""
-        box = {name: list(bounds) for name, bounds in self.training_box.items()}
-        return {
-            "name": self.name,
-            "parameters": box,
-            "homogeneous": bool(self.homogeneous),
-            "shift_invariant": bool(self.shift_invariant),
-            "action_dim": int(self.action_dim),
-        }
-
-    def closed_form(
-        self, perception: Perception, belief: Belief, sigma_r: Tensor, **parameters: Tensor
-    ) -> Tensor | None:
-        """Optimal action (...) in closed form or by a root; None where there is none known."""
-        return None
-
-    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Raise a TypeError unless exactly this cost's parameters are given."""
-        if parameters.keys() != self.parameters.keys():
-            wanted = ", ".join(self.parameters) or "none"
-            raise TypeError(f"{self.name} has parameters: {wanted}; got: {', '.join(parameters) or 'none'}.")
-
-    @staticmethod
-    def from_function(
-        function: Callable[..., Tensor],
-        parameters: Mapping[str, Distribution] | None = None,
-        homogeneous: bool = False,
-        action_dim: int = 1,
-        shift_invariant: bool = False,
-    ) -> ActorCost:
-        """A cost from a function (response, state, **parameters) -> costs.
-
-        Raises:
-            TypeError: If `function` cannot be called, or a parameter has no distribution.
-
-        Example:
-            >>> cubic = ActorCost.from_function(lambda r, s, b: b * (r - s).abs() ** 3, {"b": Uniform(1.0, 2.0)})
-            >>> float(cubic(torch.tensor(3.0), torch.tensor(1.0), b=1.0))
-            8.0
-        """
-        return _FunctionCost(function, parameters or {}, (homogeneous, shift_invariant), action_dim)
-
-
-class _FunctionCost(ActorCost):
-    def __init__(
-        self, function: Any, parameters: Mapping[str, Distribution], symmetries: tuple[bool, bool], action_dim: int
-    ):
-        if not callable(function):
-            raise TypeError(f"function must be a callable (response, state, **parameters) -> costs, got {function!r}.")
-        for name, prior in parameters.items():
-            if not isinstance(prior, Distribution):
-                raise TypeError(f"the parameter {name} needs a torch distribution to be trained with, got {prior!r}.")
-        self._function: Any = function
-        self.parameters = dict(parameters)
-        self.homogeneous, self.shift_invariant = symmetries
-        self.action_dim = check_count(action_dim, "action_dim")
-
-    def __call__(self, response: Tensor, state: Tensor, **parameters: Tensor) -> Tensor:
-        return self._function(response, state, **parameters)
-
-    @property
-    def name(self) -> str:
-        return str(getattr(self._function, "__name__", type(self._function).__name__))
+_HALVINGS = 60
 
 
 class QuadraticCost(ActorCost):
@@ -162,7 +53,6 @@ class QuadraticCost(ActorCost):
     shift_invariant = True
 
     def __call__(self, response: Tensor, state: Tensor) -> Tensor:
-        """Costs (...)."""
         return (response - state).square()
 
     def closed_form(self, perception: Perception, belief: Belief, sigma_r: Tensor) -> Tensor | None:
@@ -185,7 +75,6 @@ class AbsoluteCost(ActorCost):
     shift_invariant = True
 
     def __call__(self, response: Tensor, state: Tensor) -> Tensor:
-        """Costs (...)."""
         return (response - state).abs()
 
     def closed_form(self, perception: Perception, belief: Belief, sigma_r: Tensor) -> Tensor | None:
@@ -214,7 +103,6 @@ class PinballCost(ActorCost):
         self.parameters = {"alpha": alpha or Uniform(0.1, 0.9)}
 
     def __call__(self, response: Tensor, state: Tensor, alpha: Tensor) -> Tensor:
-        """Costs (...)."""
         error = response - state
         return torch.maximum((1 - alpha) * error, -alpha * error)
 
@@ -244,7 +132,6 @@ class QuadraticEffortCost(ActorCost):
         self.parameters = {"beta": beta or Uniform(0.5, 1.0)}
 
     def __call__(self, response: Tensor, state: Tensor, beta: Tensor) -> Tensor:
-        """Costs (...)."""
         return beta * (response - state).square() + (1 - beta) * response.square()
 
     def closed_form(self, perception: Perception, belief: Belief, sigma_r: Tensor, beta: Tensor) -> Tensor | None:
@@ -269,7 +156,6 @@ class AbsoluteEffortCost(ActorCost):
         self.parameters = {"beta": beta or Uniform(0.5, 1.0)}
 
     def __call__(self, response: Tensor, state: Tensor, beta: Tensor) -> Tensor:
-        """Costs (...)."""
         return beta * (response - state).abs() + (1 - beta) * response.square()
 
     def closed_form(self, perception: Perception, belief: Belief, sigma_r: Tensor, beta: Tensor) -> Tensor | None:
@@ -283,10 +169,10 @@ class AbsoluteEffortCost(ActorCost):
             return beta * (variance / 2).exp() * balance + 2 * (1 - beta) * (log_action + 2 * variance).exp()
 
         with torch.no_grad():
-            high = (belief.location - variance) + 0 * (tau + beta)  # the response without effort
+            high = (belief.location - variance) + 0 * (tau + beta)  # the optimal action without effort
             cheap = (0.25 * beta / (1 - beta)).clamp_max(1e300).log() - 1.5 * variance  # effort outweighed by Φ < ¼
             low = torch.minimum(high - tau, cheap)
-        return increasing_root(slope, low, high).exp()
+        return _root(slope, low, high, *belief, sigma_r, beta).exp()
 
 
 class AsymmetricQuadraticCost(ActorCost):
@@ -308,7 +194,6 @@ class AsymmetricQuadraticCost(ActorCost):
         self.parameters = {"alpha": alpha or Uniform(0.1, 0.9)}
 
     def __call__(self, response: Tensor, state: Tensor, alpha: Tensor) -> Tensor:
-        """Costs (...)."""
         error = response - state
         return 2 * torch.where(error >= 0, 1 - alpha, alpha) * error.square()
 
@@ -332,7 +217,7 @@ class AsymmetricQuadraticCost(ActorCost):
 
         with torch.no_grad():  # where aM/C is α the slope is negative, where it is 1/(1 − α) positive
             low, high = log_ratio + alpha.log(), log_ratio - (-alpha).log1p()
-        return (belief.location + increasing_root(slope, low, high)).exp()
+        return (belief.location + _root(slope, low, high, belief.spread, sigma_r, alpha)).exp()
 
 
 class InvertedGaussianCost(ActorCost):
@@ -353,28 +238,18 @@ class InvertedGaussianCost(ActorCost):
         self.parameters = {"gamma": gamma or LogNormal(math.log(2.5), 0.5)}
 
     def __call__(self, response: Tensor, state: Tensor, gamma: Tensor) -> Tensor:
-        """Costs (...)."""
         return -torch.expm1(-0.5 * ((response - state) / gamma).square())
 
     def closed_form(self, perception: Perception, belief: Belief, sigma_r: Tensor, gamma: Tensor) -> Tensor | None:
-        """μ_p where perception is normal; none is known where it is log-normal."""
+        """μ_p where perception is normal; no closed form is known where it is log-normal."""
         return belief.location + 0 * (sigma_r + gamma) if isinstance(perception, NormalPerception) else None
 
 
-def prior_range(prior: Distribution) -> tuple[float, float]:
-    """Support of a distribution of numbers; where it is unbounded, cut at 0.05 % of the probability."""
-    support: Any = prior.support
-    low, high = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
-    bounds = [None if bound is None else float(bound) for bound in (low, high)]
-    unbounded = [bound is None for bound in bounds]
-    if bounds[0] == 0 and unbounded[1]:
-        unbounded[0] = True  # a scale: zero itself is of no use
-    if any(unbounded):
-        tails = torch.tensor([_TAIL, 1 - _TAIL])
-        try:
-            quantiles = prior.icdf(tails)
-        except NotImplementedError:
-            with seeded(0):
-                quantiles = prior.sample((100_000,)).quantile(tails)
-        bounds = [float(q) if cut else bound for q, cut, bound in zip(quantiles, unbounded, bounds, strict=True)]
-    return bounds[0], bounds[1]  # pyright: ignore[reportReturnType]
+def _root(function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, *parameters: Tensor) -> Tensor:
+    """Where an increasing function crosses zero between `low` and `high`, differentiable in its `parameters`.
+
+    None of the parameters may be computed from another one: its derivative would count twice.
+    """
+    low, high = torch.broadcast_tensors(low, high)
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    return bisection(function, torch.zeros_like(low), low, high, _HALVINGS, wanted)

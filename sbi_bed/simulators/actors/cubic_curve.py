@@ -16,8 +16,8 @@ class CubicCurve:
 
     Args:
         values: Values at the knots, (..., K), K ≥ 4.
-        low: The first knot.
-        step: Distance of knots.
+        low: First knot.
+        step: Distance between knots.
 
     Raises:
         ValueError: If there are fewer than 4 knots.
@@ -37,7 +37,7 @@ class CubicCurve:
         self._pieces = torch.stack(powers, -1)  # of the distance from b, in steps
 
     def __call__(self, points: Tensor) -> Tensor:
-        """Values (..., M) at points (..., M), with the leading dimensions of the curves; beyond the knots the last cubic."""
+        """Values (..., M) at points (..., M), with the leading dimensions of the curves; the last cubic goes on outside."""
         num = self._pieces.shape[-2]
         position = (points - self._low) / self._step - 1
         index = position.detach().floor().clamp(0, num - 1)

@@ -2,8 +2,8 @@ r"""The expected cost of an action, E_{s|m} E_{r|a} ℓ(r, s), by quadrature.
 
 Noise of the state and of the response are each put on a lattice in the perception's coordinates, evenly spaced and weighted
 with their density. That is the trapezoidal rule, which for smooth integrands that die away converges exponentially: with
-nodes one standard deviation apart its error is e^{−2π²}. Costs with kinks or jumps have an error that falls with the square
-of the spacing, or in proportion to it; a lattice shifted at random is right on average for them too.
+nodes one standard deviation apart its error is e^{−2π²}. With kinks or jumps in the cost, it falls with the square of the
+spacing, or in proportion to it. A lattice that is shifted at random is right on average for them, too.
 
 Also here: a test of whether the expectation is finite at all.
 """
@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .costs import ActorCost
+from .cost import ActorCost
 from .perception import Belief, Perception
 
 __all__ = ["check_expected_cost_is_finite", "check_symmetries", "expected_cost", "noise_lattice"]
 
 _REACH = 6.5  # standard deviations
-_SPACING = 1.1  # standard deviations, at most: where there are few nodes they do not reach as far
+_SPACING = 1.1  # standard deviations, at most: few nodes do not reach as far
 _TAIL_POINTS = (20.0, 40.0, 80.0)  # standard deviations of the widest noise
 
 
@@ -32,11 +32,11 @@ def noise_lattice(
     """Nodes of noise and their weights, which sum to one.
 
     Args:
-        perception: Whose noise.
+        perception: The noise's distribution.
         spread: Its spread, (...).
         num: Nodes along each axis; n = num^D in all.
-        shift: Where between two nodes the lattice begins, a share of the spacing: a number, or (..., D).
-        response: Whether it is the response's noise.
+        shift: Where the lattice begins between two nodes, as a share of the spacing: a number, or (..., D).
+        response: Whether this is the noise of responses.
 
     Returns:
         Offsets (..., n), or (..., n, D) where D > 1, and weights (..., n).
@@ -84,7 +84,7 @@ def expected_cost(
         sigma_r: Spread of responses, (...).
         parameters: Of the cost, (...).
         num: Nodes along each axis.
-        shift: Of the states' and the responses' lattices, (..., D) each; none if None.
+        shift: Shifts of the lattices of states and of responses, (..., D) each; none if None.
     """
     axes = perception.action_dim > 1  # whether there is a last dimension D
     shifts = (0.5, 0.5) if shift is None else shift
@@ -105,8 +105,8 @@ def evaluate_cost(cost: ActorCost, response: Tensor, state: Tensor, parameters: 
     """Costs (...), in the precision of the states, checked to have the shape that responses and states broadcast to.
 
     Raises:
-        TypeError: If they are no tensor.
-        ValueError: If they have another shape.
+        TypeError: If the cost returns something else than a tensor.
+        ValueError: If it returns another shape.
     """
     value = cost(response, state, **parameters)
     if not isinstance(value, Tensor):
@@ -197,10 +197,10 @@ def _points(perception: Perception, x: Tensor) -> Tensor:
 
 
 def check_symmetries(cost: ActorCost, seed: int = 0) -> None:
-    """Check at random responses, states and parameters that a cost scales, or is unmoved by shifts, if it claims so.
+    """Check a cost's claims to be homogeneous or shift-invariant, at random responses, states and parameters.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If a claim is false.
     """
     generator = torch.Generator().manual_seed(seed)
     event = () if cost.action_dim == 1 else (cost.action_dim,)
@@ -214,11 +214,11 @@ def check_symmetries(cost: ActorCost, seed: int = 0) -> None:
         ratio = scaled[some] / here[some]
         if cost.homogeneous and len(ratio) and not bool(torch.allclose(ratio, ratio[0], rtol=1e-6, atol=0)):
             raise ValueError(
-                f"{cost.name} is said to be homogeneous, but from (r, s) to (2r, 2s) costs grow by factors from "
-                f"{float(ratio.min()):.4g} to {float(ratio.max()):.4g}, not by one: leave homogeneous=False."
+                f"{cost.name} claims to be homogeneous, but from (r, s) to (2r, 2s) costs grow by factors from "
+                f"{float(ratio.min()):.4g} to {float(ratio.max()):.4g}, not by a single factor: leave homogeneous=False."
             )
         if cost.shift_invariant and not bool(torch.allclose(here, moved, rtol=1e-6, atol=1e-9)):
             raise ValueError(
-                f"{cost.name} is said to be shift_invariant, but ℓ(r + c, s + c) differs from ℓ(r, s): leave "
+                f"{cost.name} claims to be shift_invariant, but ℓ(r + c, s + c) differs from ℓ(r, s): leave "
                 "shift_invariant=False."
             )

@@ -1,4 +1,4 @@
-r"""Optimal actions, a* = argmin_a E_{s|m} E_{r|a} ℓ(r, s): in closed form or by a root if there is one, else by search.
+r"""Optimal actions, a* = argmin_a E_{s|m} E_{r|a} ℓ(r, s): in closed form, as a root, or by numerical search.
 
 The numerical minimiser takes any cost, kinks and jumps included, and looks for the global minimum:
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .costs import ActorCost
+from .cost import ActorCost
 from .expected_cost import check_expected_cost_is_finite, evaluate_cost, expected_cost, noise_lattice
 from .perception import Belief, LogNormalPerception, Perception, as_parameter
 
@@ -31,8 +31,8 @@ _FARTHEST = 6.0  # how far from the belief's location actions are looked for, wh
 class OptimalActor:
     """Acts optimally, without a net: called like `NeuralActor`, with which it is interchangeable.
 
-    In closed form or by a root an action is differentiable in all arguments; by the numerical minimiser (which takes
-    milliseconds for each) it is not.
+    An action in closed form or from a root is differentiable in all arguments. One from the numerical minimiser, which
+    takes milliseconds for each, is not.
 
     Args:
         cost: What responses cost.
@@ -41,10 +41,10 @@ class OptimalActor:
     Attributes:
         cost: The cost.
         perception: The perception.
-        training_box: None: there are no bounds.
+        training_box: None, since nothing was trained.
 
     Raises:
-        TypeError: If `cost` is no `ActorCost`, or `perception` no `Perception`.
+        TypeError: If `cost` is not an `ActorCost`, or `perception` not a `Perception`.
         ValueError: If their dimensions differ, or the expected cost is infinite.
 
     Example:
@@ -77,7 +77,7 @@ class OptimalActor:
         )
 
     def check_inside(self, **parameters: Any) -> None:
-        """Nothing is outside."""
+        """Accept everything: an optimal actor has no range of training."""
 
 
 def optimal_action(
@@ -101,10 +101,10 @@ def optimal_action(
         sigma_0: Spread of the prior.
         mu_0: Centre of the prior.
         sigma_r: Spread of responses.
-        **cost_parameters: The cost's, (...).
+        **cost_parameters: Parameters of the cost, (...).
 
     Raises:
-        TypeError: If other than the cost's own parameters are given.
+        TypeError: If the parameters given are not those of the cost.
         ValueError: If a measurement is outside the space of states, or a spread is not positive.
 
     Example:
@@ -157,7 +157,7 @@ def minimise_expected_cost(
         perception: Noise of states and responses.
         belief: Locations and spreads.
         sigma_r: Spread of responses, (...).
-        parameters: Of the cost, (...), all broadcasting.
+        parameters: Parameters of the cost, (...), all broadcasting.
 
     Example:
         >>> from sbi_bed.simulators import LogNormalPerception, QuadraticCost
@@ -275,10 +275,10 @@ def _reach_of(perception: Perception) -> float:
 
 
 def check_pair(cost: Any, perception: Any) -> tuple[ActorCost, Perception]:
-    """A cost and a perception that suit each other; the default perception if there is none given.
+    """Check that a cost and a perception fit together; the default perception if it is None.
 
     Raises:
-        TypeError: If one is not of its kind.
+        TypeError: If `cost` is not an `ActorCost`, or `perception` not a `Perception`.
         ValueError: If their dimensions differ.
     """
     if not isinstance(cost, ActorCost):
@@ -288,8 +288,8 @@ def check_pair(cost: Any, perception: Any) -> tuple[ActorCost, Perception]:
         raise TypeError(f"perception must be a Perception, got {perception!r}.")
     if cost.action_dim != perception.action_dim:
         raise ValueError(
-            f"{cost.name} is of responses with {cost.action_dim} dimensions, {type(perception).__name__} with "
-            f"{perception.action_dim}: they must have as many."
+            f"{cost.name} is for responses with {cost.action_dim} dimensions, {type(perception).__name__} for "
+            f"{perception.action_dim}: both must have the same number."
         )
     if cost.action_dim not in _SIZES:
         raise ValueError(f"actions have 1 or 2 dimensions, those of {cost.name} have {cost.action_dim}.")

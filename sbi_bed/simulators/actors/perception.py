@@ -8,8 +8,8 @@ In coordinates x (the logarithm of positive quantities, the quantity itself, an 
 (arXiv 2409.03710 for logarithms). On the circle N is the von Mises distribution with concentration κ = 1/σ²; prior and
 likelihood multiply to a von Mises belief, κ_p e^{iμ_p} = κ_0 e^{iμ_0} + κ e^{im}, and σ_p = κ_p^{−1/2}.
 
-So a belief is a location and a spread, and the best action lies at some offset from that location which depends on nothing
-else but σ_r and the cost: these are the coordinates in which actors are trained.
+So a belief is a location and a spread. The offset of the best action from the location depends only on the belief, σ_r and
+the cost. Actors are trained in these coordinates.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class Perception:
     have shape (...) and all broadcast.
 
     Args:
-        **ranges: Ranges (low, high) in which actors are trained, of "stimulus", "mu_0", "sigma", "sigma_0", "sigma_r", where
-            they are to differ from the defaults.
+        **ranges: Ranges (low, high) in which actors are trained, of "stimulus", "mu_0", "sigma", "sigma_0", "sigma_r",
+            if other than the defaults.
 
     Attributes:
         ranges: Name -> (low, high).
         action_dim: Length D of a state, measurement, action or response.
 
     Raises:
-        ValueError: If a range is not of two increasing numbers, has an unknown name, or a σ is not positive.
+        ValueError: If a range is not two increasing numbers, its name is unknown, or a σ is not positive.
     """
 
     action_dim = 1
@@ -96,20 +96,20 @@ class Perception:
         return coordinate
 
     def wrap(self, offset: Tensor) -> Tensor:
-        """The shortest way between two coordinates that are `offset` apart."""
+        """The shortest offset between two coordinates that are `offset` apart."""
         return offset
 
     def location_range(self) -> tuple[float, float]:
-        """Coordinates between which beliefs lie: stimulus and prior, and four standard deviations of the measurement's part.
+        """Lowest and highest location of beliefs: those of stimulus and prior, and four standard deviations of noise.
 
-        That part is w σ z, at most σ_0/2 |z| or σ |z|, whichever is smaller.
+        Noise of a measurement moves the location by w σ z, at most σ_0/2 |z| or σ |z|, whichever is smaller.
         """
         bounds = [self.to_coordinate(torch.tensor(self.ranges[name])) for name in ("stimulus", "mu_0")]
         margin = 4 * min(self.ranges["sigma_0"][1] / 2, self.ranges["sigma"][1])
         return min(float(b[0]) for b in bounds) - margin, max(float(b[1]) for b in bounds) + margin
 
     def location_features(self, location: Tensor) -> Tensor:
-        """What a net reads of a location (...) or (..., D): (..., F)."""
+        """Features (..., F) of a location (...) or (..., D), for nets."""
         return location if self.action_dim > 1 else location.unsqueeze(-1)
 
     # ---- the four steps
@@ -129,7 +129,7 @@ class Perception:
         return Belief(weight * x_m + (1 - weight) * x_0, spread)
 
     def sample_stimulus(self, num: int, sigma_0: Tensor, mu_0: Tensor) -> Tensor:
-        """Stimuli (num,) or (num, D) to train actors with: uniform over their range, whatever a person's prior (num,) is."""
+        """Stimuli (num,) or (num, D) to train actors with: uniform over their range, whatever the person's prior is."""
         low, high = self.ranges["stimulus"]
         return low + (high - low) * torch.rand(num, *[self.action_dim] * (self.action_dim > 1))
 
@@ -171,7 +171,7 @@ class Perception:
     # ---- noise in the coordinates
 
     def noise_log_prob(self, offset: Tensor, spread: Tensor) -> Tensor:
-        """Log density (...) of noise: of one coordinate where states are numbers, of all where they are vectors."""
+        """Log density (...) of noise: of one coordinate if states are numbers, of all together if they are vectors."""
         spread = self._per_coordinate(spread)
         value = -0.5 * (offset / spread).square() - spread.log() - _HALF_LOG_TWO_PI
         return value if self.action_dim == 1 else value.sum(-1)
@@ -195,7 +195,7 @@ class Perception:
         return noise
 
     def noise_reach(self, spread: Tensor, num_spreads: float) -> Tensor:
-        """How far from its centre noise needs to be followed, (...): so many spreads, or as far as there is space."""
+        """How far from its centre noise needs to be followed, (...): `num_spreads` spreads, at most the whole space."""
         return num_spreads * spread
 
     # ---- pieces
@@ -279,7 +279,7 @@ class NormalPerception(Perception):
 class CircularPerception(Perception):
     """Angles in radians, with von Mises noise of concentration κ = 1/σ².
 
-    A measurement opposite to the prior, of equal weight, leaves a belief that is flat: its spread is bounded at 10⁴.
+    If a measurement is opposite to the prior and has the same weight, the belief is flat: its spread is bounded at 10⁴.
 
     Example:
         >>> belief = CircularPerception().belief(torch.tensor(torch.pi / 2), sigma=0.5, sigma_0=0.5, mu_0=0.0)
@@ -334,7 +334,7 @@ class CircularPerception(Perception):
         return VonMises(torch.zeros_like(kappa), kappa, validate_args=False).sample().to(like)
 
     def noise_reach(self, spread: Tensor, num_spreads: float) -> Tensor:
-        """So many spreads, or half the circle."""
+        """`num_spreads` spreads, at most half the circle."""
         return (num_spreads * spread).clamp_max(math.pi)
 
 

@@ -9,8 +9,8 @@ and the population has hyper-priors as wide as the simulator's own prior,
 
     m_k ~ N(c_k, d_k²),   log s_k ~ N(log(0.4 d_k), 0.6²),
 
-so that s_k lies between 0.12 and 1.3 d_k with probability 0.95: people differ, but mostly less than the prior allows for.
-What is inferred is φ = (m, log s), without bounds; persons never leave the support of the simulator's prior.
+so s_k lies between 0.12 and 1.3 d_k with probability 0.95: people differ, but mostly less than the prior allows. Inference
+is about φ = (m, log s), which has no bounds. People never leave the support of the simulator's prior.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ class Population:
 
     Args:
         simulator: The experiment of one person; its parameters must be continuous.
-        num_persons: Number of people, or (low, high): then drawn for each population, padded to `high`.
-        num_trials: Trials of each person, or (low, high): then drawn for each person.
+        num_persons: Number of people; if (low, high), drawn for each population, and padded to `high`.
+        num_trials: Trials of each person; if (low, high), drawn for each person.
         policy: Policy, or callable history → design, of every person; designs at random if None.
 
     Attributes:
         prior: Hyper-prior of φ (2 P,), which sbi takes: means m and then log sds log s, in unconstrained coordinates.
         names: Names of φ's values.
         x_shape: Shape of one packed population.
-        transform: Map from a person's theta to unconstrained coordinates, in which people are normal.
+        transform: Map from a person's theta to unconstrained coordinates, in which people are normally distributed.
 
     Raises:
-        TypeError: If `simulator` is no `DesignSimulator`.
+        TypeError: If `simulator` is not a `DesignSimulator`.
         ValueError: If a size is out of range, or theta is discrete in part.
 
     Example:
@@ -87,7 +87,7 @@ class Population:
         policy = self._at_random if policy is None else policy
         self._experiment = PolicySimulator(simulator, policy, horizon, None if low == horizon else low)
 
-    def sample(self, num: int, seed: int | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, num: int, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """`num` populations: φ (num, 2 P) of the hyper-prior and their data x (num, *x_shape), as sbi's trainers take them.
 
         Raises:
@@ -126,7 +126,7 @@ class Population:
         return pack_present(x[..., :-1], (x[..., -1] > 0) & there.unsqueeze(-1))
 
     def summary_of(self, phi: Tensor) -> dict[str, Tensor]:
-        """What φ (..., 2 P) says in θ's own units: the parameters of the median person, and of those one sd from it.
+        """A population φ (..., 2 P) in the units of θ: the parameters of the median person, and of people one sd away.
 
         Returns:
             "median", "low" and "high", (..., P) each; the bounds are at m ± s of each coordinate.

@@ -1,12 +1,12 @@
-r"""Reaching for a target beside which there is a penalty: an actor whose actions are points in a plane.
+r"""Reaching for a target next to a penalty area: an actor whose actions are points in a plane.
 
 A person points rapidly at a disc and wins one point inside it, but loses `penalty` points inside a second disc at its left;
-where the discs overlap both count (Trommershäuser, Maloney & Landy 2003, Journal of the Optical Society of America A 20).
+where the discs overlap, both count (Trommershäuser, Maloney & Landy 2003, Journal of the Optical Society of America A 20).
 Endpoints scatter about the point aimed at with correlated noise in both coordinates, and the target is seen with noise:
 
     m ~ N(s, σ² I),   prior s ~ N(μ_0 (1, 1), σ_0² I),   belief N(μ_p, σ_p² I),   r ~ N(a, σ_r² [[1, ρ], [ρ, 1]]).
 
-Aiming to the right of the target's centre avoids the penalty, the more so the larger it and the noise are. The cost depends
+Aiming to the right of the target's centre avoids the penalty, by more for a larger penalty or noise. The cost depends
 on r − s alone, so a* = μ_p + d(σ_p, σ_r, penalty), and responses are normal given the target, an exact likelihood:
 
     r | s ~ N(w s + (1 − w) μ_0 + d,  w² σ² I + σ_r² [[1, ρ], [ρ, 1]]),   w = σ_0² / (σ_0² + σ²).
@@ -24,7 +24,7 @@ from torch.distributions import Distribution, Independent, Uniform, constraints
 
 from ...utils.checks import check_positive
 from ..base import DesignSimulator
-from .costs import ActorCost
+from .cost import ActorCost
 from .perception import Perception
 
 __all__ = ["ReachingCost", "ReachingPerception", "ReachingTask"]
@@ -34,7 +34,7 @@ class ReachingCost(ActorCost):
     """−1 inside the target, plus `penalty` inside the penalty disc; discs have radius 1, which is the unit of length.
 
     Args:
-        separation: How far to the left of the target's centre that of the penalty disc is.
+        separation: Distance of the penalty disc's centre from the target's, to the left.
         penalty: Prior of the penalty; uniform from 0 to 5 if None.
 
     Raises:
@@ -117,16 +117,16 @@ class ReachingPerception(Perception):
 class ReachingTask(DesignSimulator):
     """Reaching as an experiment: design = where the target is, outcome = where the finger lands.
 
-    theta holds, in this order, those of sigma, sigma_0, mu_0, sigma_r, penalty that are not fixed. Designs and outcomes are
-    points (2,), in radii of the target. The likelihood is exact, given the actor.
+    theta holds the parameters that are not fixed, in the order sigma, sigma_0, mu_0, sigma_r, penalty. Designs and
+    outcomes are points (2,), in radii of the target. The likelihood is exact, given the actor.
 
     Args:
         actor: A `NeuralActor` (or `OptimalActor`) for a `ReachingCost`.
         fixed: Values of known parameters; {"sigma": 0.2, "mu_0": 0.0} if None.
-        prior: Of theta; uniform over the actor's training ranges if None.
+        prior: Distribution of theta; uniform over the actor's training ranges if None.
 
     Attributes:
-        names: What theta holds.
+        names: Names of theta's values.
 
     Raises:
         ValueError: If the actor is for another kind of cost, or a fixed parameter unknown.

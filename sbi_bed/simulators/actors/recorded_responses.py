@@ -1,4 +1,4 @@
-"""Stimuli that people really saw, and their responses: a table (subject, stimulus, response) as histories."""
+"""Recorded stimuli and responses of people: a table (subject, stimulus, response) as histories."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read_responses(
 
     Args:
         path: The file.
-        subject: Name of the column that says whose trial it is.
+        subject: Name of the column with the person's id.
         stimulus: Name of the column of stimuli, > 0.
         response: Name of the column of responses, > 0, in the unit of the stimuli.
         noise: Name of a column with the perceptual noise sigma of each trial, > 0, for a `BayesianActor` with
@@ -80,7 +80,7 @@ def read_responses(
     for row, where in read_rows(path, names):
         who = str(row[subject] or "").strip()
         if not who:
-            raise ValueError(f"{where}: {subject} must say whose trial it is, but it is empty.")
+            raise ValueError(f"{where}: {subject} must name the person, but it is empty.")
         values = [number_in(row, name, where) for name in numbers]
         for name, value in zip(numbers, values, strict=True):
             if value <= 0:
@@ -98,12 +98,12 @@ def pack_responses(
     """Histories (B, horizon, D + 2) of people with different numbers of trials, padded behind their mask.
 
     Args:
-        people: What `read_responses` returned, or some of it.
+        people: People as `read_responses` returns them, all or some.
         horizon: Length to pad to; the longest if None.
 
     Raises:
-        TypeError: If `people` are no recorded responses.
-        ValueError: If there is nobody, or somebody has more trials than `horizon`.
+        TypeError: If `people` holds something else.
+        ValueError: If `people` is empty, or someone has more trials than `horizon`.
 
     Example:
         >>> ann = RecordedResponses("ann", torch.tensor([[1.0], [3.0]]), torch.tensor([[1.1], [2.6]]))
@@ -114,7 +114,7 @@ def pack_responses(
     """
     everybody: list[Any] = list(people.values() if isinstance(people, Mapping) else people)
     if not everybody:
-        raise ValueError("there is nobody to pack: people is empty.")
+        raise ValueError("people is empty: there are no responses to pack.")
     for one in everybody:
         if not isinstance(one, RecordedResponses):
             raise TypeError(f"people must be RecordedResponses, as read_responses returns them, got {one!r}.")

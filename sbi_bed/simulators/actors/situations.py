@@ -1,4 +1,4 @@
-"""Random situations for actors: stimuli, measurements and parameters from all over the ranges that actors are trained in."""
+"""Random situations for actors: stimuli, measurements and parameters from all of the ranges that actors are trained on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .costs import ActorCost
+from .cost import ActorCost
 from .perception import Belief, Perception
 
 __all__ = ["Situations", "draw_situations"]
@@ -18,10 +18,10 @@ class Situations:
     """N situations to act in.
 
     Attributes:
-        measurement: What was perceived, (N,) or (N, D).
+        measurement: Measurements, (N,) or (N, D).
         person: Name -> values (N,) of sigma, sigma_0, mu_0, sigma_r.
         cost_parameters: Name -> values (N,).
-        belief: What follows from measurement and person.
+        belief: Beliefs after the measurements.
     """
 
     measurement: Tensor
@@ -41,13 +41,13 @@ def draw_situations(cost: ActorCost, perception: Perception, num: int, everywher
     Stimuli and a person's parameters are uniform over the perception's ranges, the cost's are from their priors, and
     measurements follow from stimuli. With `everywhere` half of all values of μ_0, stimulus and cost parameters are uniform
     over their ranges on another scale (logarithmic where positive, for the cost's parameters), and half of all beliefs have
-    locations uniform over all that are possible: so a net that trains on them sees the corners too.
+    locations uniform over all that are possible. So a net that trains on them sees the corners, too.
 
     Args:
         cost: What responses cost.
         perception: How stimuli are perceived.
         num: Number N.
-        everywhere: Whether to fill corners.
+        everywhere: Whether to fill the corners of the ranges.
 
     Example:
         >>> from sbi_bed.simulators import LogNormalPerception, PinballCost

@@ -26,9 +26,9 @@ class TruncatedIndependent(Distribution):
         bounds: For each the pair (low, high) that cuts it, or None. A bound beyond the support changes nothing.
 
     Raises:
-        TypeError: If one is no distribution of torch.
-        ValueError: If one is not over single numbers, bounds leave nothing of it, or it is to be cut and torch has no
-            distribution function of it.
+        TypeError: If one is not a distribution of torch.
+        ValueError: If one is not over single numbers, has no mass inside its bounds, or is to be cut although torch has no
+            distribution function for it.
 
     Example:
         >>> from torch.distributions import HalfNormal, Uniform
@@ -45,7 +45,7 @@ class TruncatedIndependent(Distribution):
         bounds = [None] * len(distributions) if bounds is None else list(bounds)
         if len(distributions) == 0 or len(distributions) != len(bounds):
             raise ValueError(
-                f"distributions and bounds must be as many, and not empty; got {len(distributions)}, {len(bounds)}."
+                f"there must be as many bounds as distributions, at least one; got {len(distributions)}, {len(bounds)}."
             )
         self.distributions = tuple(distributions)
         self.low, self.high, self.cdf_low, self.cdf_high = (
@@ -111,14 +111,14 @@ def _cut(distribution: Any, bounds: tuple[float, float] | None) -> tuple[float, 
         return low, high, 0.0, 1.0
     low, high = max(low, float(bounds[0])), min(high, float(bounds[1]))
     if not low < high:
-        raise ValueError(f"the bounds {tuple(bounds)} leave nothing of {distribution}.")
+        raise ValueError(f"{distribution} has no mass inside the bounds {tuple(bounds)}.")
     ends = torch.tensor([low, high], dtype=torch.float64)
     try:
         cdf_low, cdf_high = distribution.cdf(ends).double().tolist()
     except NotImplementedError as err:
         raise ValueError(
-            f"torch has no distribution function of {distribution}: it cannot be cut to {tuple(bounds)}. Take one whose "
-            "support lies inside."
+            f"torch has no distribution function for {distribution}, so it cannot be cut to {tuple(bounds)}: take a "
+            "distribution whose support lies inside."
         ) from err
     if not cdf_high > cdf_low:
         raise ValueError(f"{distribution} has no mass inside the bounds {tuple(bounds)}.")

@@ -5,7 +5,7 @@ import torch
 
 from sbi_bed.diagnostics import identifiability, resolving_designs
 from sbi_bed.diagnostics.actors.identifiability import fisher_information
-from sbi_bed.inference import many_posteriors
+from sbi_bed.inference import batched_posteriors
 from sbi_bed.simulators import BayesianActor, DesignSimulator, OptimalActor, QuadraticEffortCost
 from sbi_bed.utils import pack_history
 
@@ -32,7 +32,7 @@ def test_ridge_of_quadratic_cost_with_effort():
     simulator = BayesianActor(OptimalActor(QuadraticEffortCost()))
     torch.manual_seed(0)
     stimuli = simulator.design_space.sample((2, 60))
-    posterior = many_posteriors(simulator, pack_history(stimuli, simulator(THETA, stimuli)), seed=0)
+    posterior = batched_posteriors(simulator, pack_history(stimuli, simulator(THETA, stimuli)), seed=0)
     report = identifiability(posterior.theta[:, 0], simulator.prior.sample((4000,)), simulator.parameter_names)
     assert report.correlation[1, 3] < -0.8
     weight = 0.5  # σ_0 = σ
@@ -68,7 +68,7 @@ def test_designed_noise_levels_resolve_prior_and_cost():
     assert set(found.designs[:, 1].tolist()) >= {grid[0, 1].item(), grid[2, 1].item()}  # extremes of noise
     torch.manual_seed(0)
     designs = torch.stack([found.designs, torch.cat([torch.rand(60, 1) * 6.9 + 0.1, torch.full((60, 1), 0.2)], -1)])
-    posterior = many_posteriors(simulator, pack_history(designs, simulator(THETA, designs)), seed=0)
+    posterior = batched_posteriors(simulator, pack_history(designs, simulator(THETA, designs)), seed=0)
     assert posterior.stddev[0, 1] < 0.5 * posterior.stddev[1, 1]
 
 
@@ -78,7 +78,7 @@ def test_errors():
         identifiability(draws, torch.randn(100, 3))
     with pytest.raises(ValueError, match="at least 4 draws"):
         identifiability(draws[:3], draws)
-    with pytest.raises(ValueError, match="2 parameters need as many names"):
+    with pytest.raises(ValueError, match="names must have one entry for each of 2"):
         identifiability(draws, draws, ["a"])
     with pytest.raises(ValueError, match="theta_2 does not vary in draws"):
         identifiability(draws * torch.tensor([1.0, 0.0]), draws)

@@ -20,7 +20,7 @@ from sbi_bed.simulators import (
     minimise_expected_cost,
     optimal_action,
 )
-from sbi_bed.simulators.actors.costs import prior_range
+from sbi_bed.simulators.actors.cost import prior_range
 from sbi_bed.simulators.actors.perception import Belief
 from sbi_bed.simulators.actors.situations import draw_situations
 
@@ -158,3 +158,19 @@ def test_errors_say_what_is_wrong():
         )
     with pytest.raises(NotImplementedError, match="must define __call__"):
         ActorCost()(torch.tensor(1.0), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("cost", [AbsoluteEffortCost(), AsymmetricQuadraticCost()], ids=lambda cost: cost.name)
+def test_gradients_of_roots_are_exact_whichever_parameters_they_are_wanted_of(cost):
+    location, spread, sigma_r, own = (torch.tensor(v).double() for v in ([0.7, -0.4], [0.3, 0.1], [0.2, 0.4], 0.8))
+    (name,) = cost.parameters
+
+    def action(location, spread, sigma_r, own):
+        return cost.closed_form(LogNormalPerception(), Belief(location, spread), sigma_r, **{name: own})
+
+    values = [location, spread, sigma_r, own]
+    assert torch.autograd.gradcheck(action, [value.clone().requires_grad_() for value in values])
+    for i in range(4):
+        some = [value.clone().requires_grad_(i == j) for j, value in enumerate(values)]
+        assert torch.autograd.gradcheck(action, some)
+    assert not action(*values).requires_grad

@@ -114,9 +114,9 @@ def test_infinite_costs_are_refused(cost, perception, where):
 def test_symmetries_that_costs_claim_are_checked():
     for cost in (QuadraticCost(), AbsoluteCost(), InvertedGaussianCost(), ReachingCost()):
         check_symmetries(cost)
-    with pytest.raises(ValueError, match="said to be homogeneous"):
+    with pytest.raises(ValueError, match="claims to be homogeneous"):
         check_symmetries(ActorCost.from_function(lambda r, s: (r - s).abs() + r**2, homogeneous=True))
-    with pytest.raises(ValueError, match="said to be shift_invariant"):
+    with pytest.raises(ValueError, match="claims to be shift_invariant"):
         check_symmetries(ActorCost.from_function(lambda r, s: (r / s).log().abs(), shift_invariant=True))
 
 

@@ -105,7 +105,7 @@ def test_errors_say_what_is_wrong():
         OptimalActor(lambda r, s: r)
     with pytest.raises(TypeError, match="perception must be a Perception"):
         OptimalActor(QuadraticCost(), "normal")
-    with pytest.raises(ValueError, match="must have as many"):
+    with pytest.raises(ValueError, match="must have the same number"):
         OptimalActor(ReachingCost(), NormalPerception())
     with pytest.raises(ValueError, match="is infinite"):
         OptimalActor(ActorCost.from_function(lambda r, s: torch.exp(r - s) - (r - s) - 1))

@@ -82,7 +82,7 @@ def test_noise_levels_are_second_designs(write):
         (HEADER + "ann,nan,1.1,0.1,30\n", "line 2: stimulus must be a finite number, got 'nan'"),
         (HEADER + "ann,1.0,much,0.1,30\n", "response must be a finite number, got 'much'"),
         (HEADER + "ann,1.0\n", "response must be a finite number, got None"),
-        (HEADER + ",1.0,1.1,0.1,30\n", "line 2: subject must say whose trial it is"),
+        (HEADER + ",1.0,1.1,0.1,30\n", "line 2: subject must name the person"),
     ],
 )
 def test_bad_files(write, text, message):
@@ -96,7 +96,7 @@ def test_other_errors(write, tmp_path):
         read_responses(tmp_path / "nowhere.csv")
     with pytest.raises(ValueError, match="must be different columns"):
         read_responses(write(HEADER + ROWS[0]), noise="stimulus")
-    with pytest.raises(ValueError, match="nobody to pack"):
+    with pytest.raises(ValueError, match="no responses to pack"):
         pack_responses({})
     with pytest.raises(TypeError, match="people must be RecordedResponses"):
         pack_responses([1])

@@ -100,7 +100,7 @@ def test_errors():
         TruncatedIndependent([3.0])
     with pytest.raises(ValueError, match="over single numbers"):
         TruncatedIndependent([Normal(torch.zeros(1), 1.0)])
-    with pytest.raises(ValueError, match="leave nothing"):
+    with pytest.raises(ValueError, match="no mass inside"):
         TruncatedIndependent([Uniform(0.0, 1.0)], [(2.0, 3.0)])
     with pytest.raises(ValueError, match="has no mass inside"):
         TruncatedIndependent([Normal(0.0, 1.0)], [(50.0, 60.0)])

@@ -1,4 +1,4 @@
-r"""Train a net to act optimally under any cost, with nothing but the expected cost itself for a teacher.
+r"""Train a net to act optimally under any cost, from the expected cost alone.
 
 In random situations (belief, σ_r, cost parameters) the net's action is moved by δ to both sides, δ = τ/4, and the expected
 costs L of the five actions are computed on lattices of states and responses that are shifted at random in every step
@@ -6,9 +6,9 @@ costs L of the five actions are computed on lattices of states and responses tha
 
     L' ≈ [8 (L_1 − L_{−1}) − (L_2 − L_{−2})] / 12δ,   L'' ≈ (L_2 + L_{−2} − 2 L_0) / 4δ²,
 
-and the action is drawn down the gradient of L / |L''|, where |L''|, which is not differentiated, is the reference that
-makes costs of large and small stimuli, precise and vague beliefs count alike: what is minimised are relative errors of
-actions. The minimiser stays where it is. A cost itself is not differentiated either, so it may have kinks and jumps.
+and the action moves down the gradient of L / |L''|. The reference |L''| is not differentiated. It makes large and small
+stimuli, precise and vague beliefs count alike: relative errors of actions are minimised. It does not move the minimum. The
+cost itself is not differentiated either, so it may have kinks and jumps.
 
 After arXiv 2409.03710 (neural amortised Bayesian actors), which samples states and responses and differentiates the cost.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from ....neural_nets.actor import NeuralActor
 from ....neural_nets.actor_errors import ActorErrors, actor_errors
 from ....neural_nets.learned_perception import LearnedPerception
-from ....simulators.actors.costs import ActorCost
+from ....simulators.actors.cost import ActorCost
 from ....simulators.actors.expected_cost import check_expected_cost_is_finite, check_symmetries, expected_cost
 from ....simulators.actors.optimal_actions import check_pair
 from ....simulators.actors.perception import Belief, Perception
@@ -51,7 +51,7 @@ class ActorTrainer:
     """Trains a `NeuralActor` for a cost.
 
     Args:
-        cost: What responses cost: one of the package, or one's own (`ActorCost`).
+        cost: What responses cost: a cost of the package, or your own (`ActorCost`).
         perception: How stimuli are perceived and responses made, and ranges to train in; `LogNormalPerception()` if None.
             The beliefs of a `LearnedPerception` are learned first, under the training's seed.
         hidden_dim: Width of the net.
@@ -67,7 +67,7 @@ class ActorTrainer:
         num_steps: Steps done.
 
     Raises:
-        TypeError: If cost or perception is none.
+        TypeError: If `cost` is not an `ActorCost`, or `perception` not a `Perception`.
         ValueError: If their dimensions differ, the expected cost is infinite, or the cost lacks a symmetry that it claims.
 
     Example:
@@ -106,8 +106,8 @@ class ActorTrainer:
         num_steps: int = 5000,
         batch_size: int = 256,
         learning_rate: float = 3e-3,
-        seed: int | None = None,
         *,
+        seed: int | None = None,
         max_seconds: float | None = None,
         num_nodes: int | None = None,
         final_learning_rate: float = 0.005,
@@ -162,7 +162,7 @@ class ActorTrainer:
                     write_checkpoint(checkpoint, _KIND, description, state, self.device)
         self.actor = actor.eval()
         if num_validation:
-            self.errors = actor_errors(actor, num_validation, 0 if settings.seed is None else settings.seed + 1)
+            self.errors = actor_errors(actor, num_validation, seed=0 if settings.seed is None else settings.seed + 1)
             actor.errors = self.errors.as_plain_data()
         return actor
 

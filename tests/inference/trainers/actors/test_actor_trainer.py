@@ -143,7 +143,7 @@ def test_errors_say_what_is_wrong():
         ActorTrainer(ActorCost.from_function(linex))
     with pytest.raises(TypeError, match="cost must be an ActorCost"):
         ActorTrainer("quadratic")
-    with pytest.raises(ValueError, match="must have as many"):
+    with pytest.raises(ValueError, match="must have the same number"):
         ActorTrainer(ReachingCost(), LogNormalPerception())
     with pytest.raises(ValueError, match="1 or 2 dimensions"):
         perception = NormalPerception()

@@ -1,12 +1,13 @@
-r"""Posteriors of many experiments at once, by populations of particles that move side by side.
+r"""Posteriors of a batch of experiments, sampled together by populations of particles.
 
-Experiment i with history h_i has the posterior p(θ_i | h_i) ∝ p(θ_i) Π_t p(y_it | θ_i, ξ_it). Several populations of
-particles for each are carried from the prior to it by tempering, and then moved on along differences of particles of their
-own population (`sbi_bed.utils.smc`). No gradient is asked for, ridges and modes are found by the tempering, and differences
-of particles cross from one mode to another; Hamiltonian chains, which were tried, stay with the mode that they meet first.
-Everything moves in the same tensor operations, in float64, so that many people take a third of their time one by one.
+Experiment i with history h_i has the posterior p(θ_i | h_i) ∝ p(θ_i) Π_t p(y_it | θ_i, ξ_it). For each,
+several populations of particles go from the prior to the posterior by tempering, and then move along differences of
+particles of their own population (`sbi_bed.utils.smc`). No gradient is needed. Tempering finds ridges and modes, and
+differences of particles cross from one mode to another, where Hamiltonian chains stay with the first mode that they meet.
+All experiments share the same tensor operations, in float64. A batch takes a third of the time that its experiments would
+take one by one.
 
-Populations know nothing of each other: where they agree (R̂ near 1), they have found the same.
+Populations are independent of each other: where they agree (R̂ near 1), they have found the same.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ from ...utils.transforms import to_unconstrained
 from ...utils.warn_user import warn_user
 from .likelihood_posterior import effective_sample_size
 
-__all__ = ["ManyPosteriors", "many_posteriors", "split_rhat"]
+__all__ = ["BatchedPosteriors", "batched_posteriors", "split_rhat"]
 
-_MAX_EVALUATIONS = 2**16  # likelihoods at a time: more do not fit into a cache
-_THIN = 10  # moves between draws that are kept
+_MAX_EVALUATIONS = 2**16  # likelihoods at a time: more do not fit into the cache
+_THIN = 10  # moves between kept draws
 _HIGH_RHAT = 1.05
 
 
 @dataclass(frozen=True)
-class ManyPosteriors:
-    """Draws from the posteriors of B experiments, and how far they can be trusted.
+class BatchedPosteriors:
+    """Draws from the posteriors of B experiments, with measures of their convergence.
 
     Attributes:
         theta: Draws (K, B, P), float64, population after population.
         num_populations: Number of populations of each experiment.
         rhat: Split R̂ between populations, (B, P); near 1 where they agree.
-        effective_sample_size: Independent draws that the particles' paths are worth, (B, P).
+        effective_sample_size: Number of independent draws that the particles' paths are worth, (B, P).
     """
 
     theta: Tensor
@@ -61,7 +62,7 @@ class ManyPosteriors:
         return self.theta.std(0)
 
 
-def many_posteriors(
+def batched_posteriors(
     simulator: DesignSimulator,
     x: Any,
     *,
@@ -70,13 +71,13 @@ def many_posteriors(
     num_particles: int = 64,
     num_moves: int = 300,
     seed: int | None = None,
-) -> ManyPosteriors:
-    """Sample the posteriors of many experiments at once.
+) -> BatchedPosteriors:
+    """Sample the posteriors of a batch of experiments.
 
     Args:
         simulator: Experiment with a log-likelihood.
         x: Histories (B, n, D + O + 1), padded or not, or one, (n, D + O + 1).
-        prior: Distribution of theta; the simulator's own if None. It must not be discrete in part.
+        prior: Distribution of theta; the simulator's own if None. No parameter may be discrete.
         num_populations: Populations of each experiment, at least 2.
         num_particles: Particles of each, at least 8; several for each parameter.
         num_moves: Moves of each particle in the posterior, at least 80; every tenth is kept, after the first fifth.
@@ -84,7 +85,7 @@ def many_posteriors(
 
     Raises:
         ValueError: If the simulator has no likelihood, histories are not finite, not of this simulator, or without trials,
-            or no prior draw explains one of them.
+            or a history is impossible under all prior draws.
 
     Warns:
         UserWarning: If populations of an experiment disagree (R̂ above 1.05).
@@ -99,11 +100,11 @@ def many_posteriors(
         ...     lambda theta, design, y: -0.5 * (y - theta * design).square().sum(-1),
         ... )
         >>> x = torch.tensor([[[1.0, 2.0, 1.0]], [[1.0, -2.0, 1.0]]])
-        >>> many_posteriors(line, x, seed=0).mean.round(decimals=0).tolist()  # exactly 1 and -1
+        >>> batched_posteriors(line, x, seed=0).mean.round(decimals=0).tolist()  # exactly 1 and -1
         [[1.0], [-1.0]]
     """
     if not simulator.has_likelihood:
-        raise ValueError("posteriors by particles need a simulator with log_likelihood=.")
+        raise ValueError("batched_posteriors needs a simulator with log_likelihood=.")
     shape = check_count(num_populations, "num_populations", 2), check_count(num_particles, "num_particles", 8)
     num_moves = check_count(num_moves, "num_moves", 80)
     designs, outcomes, mask = _unpacked(simulator, x)
@@ -123,14 +124,14 @@ def many_posteriors(
 
 
 def split_rhat(chains: Tensor) -> Tensor:
-    """Split R̂ (...) of chains (n, ..., C): each is cut in two halves, which have to agree (Gelman et al. 2013)."""
+    """Split R̂ (...) of chains (n, ..., C): each is cut into two halves, which must agree (Gelman et al. 2013)."""
     half = len(chains) // 2
     halves = torch.cat([chains[:half], chains[-half:]], -1)
     within, between = halves.var(0).mean(-1), halves.mean(0).var(-1)
     return ((half - 1) / half + between / within.clamp_min(1e-300)).sqrt()
 
 
-def _report(draws: Tensor) -> ManyPosteriors:
+def _report(draws: Tensor) -> BatchedPosteriors:
     """The result for draws (n, B, populations, particles, P)."""
     populations = draws.permute(0, 3, 1, 4, 2).flatten(0, 1)  # (n · particles, B, P, populations)
     rhat = split_rhat(populations)
@@ -140,10 +141,10 @@ def _report(draws: Tensor) -> ManyPosteriors:
         first = int(bad.nonzero()[0])
         warn_user(
             f"the populations of {int(bad.sum())} of {len(rhat)} experiments disagree (the first is number {first}, R-hat "
-            f"{rhat[first].max():.2f}): take more num_particles= and num_moves=, or look whether their posteriors have "
+            f"{rhat[first].max():.2f}): increase num_particles= and num_moves=, or check whether their posteriors have "
             "several modes."
         )
-    return ManyPosteriors(populations.permute(3, 0, 1, 2).flatten(0, 1), populations.shape[-1], rhat, size)
+    return BatchedPosteriors(populations.permute(3, 0, 1, 2).flatten(0, 1), populations.shape[-1], rhat, size)
 
 
 class _Target:
@@ -160,7 +161,7 @@ class _Target:
         hopeless = torch.isinf(self.log_likelihood(theta)).all(-1).any(-1)
         if hopeless.any():
             index = first + int(hopeless.nonzero()[0])
-            raise ValueError(f"no draw of the prior explains history {index}: look at its data, or at the prior.")
+            raise ValueError(f"no draw of the prior explains history {index}: check its data, or the prior.")
         return ParticleBelief.from_samples(theta)
 
     def log_prior(self, theta: Tensor) -> Tensor:

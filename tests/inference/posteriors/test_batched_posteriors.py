@@ -7,8 +7,9 @@ import torch
 from reference import grid_moments
 from torch.distributions import MultivariateNormal, Uniform
 
-from sbi_bed.inference import many_posteriors
-from sbi_bed.inference.posteriors.many_posteriors import split_rhat
+from sbi_bed import inference
+from sbi_bed.inference import batched_posteriors
+from sbi_bed.inference.posteriors.batched_posteriors import split_rhat
 from sbi_bed.simulators import BayesianActor, DesignSimulator, LocationFinding, OptimalActor, QuadraticCost
 from sbi_bed.simulators.actors.truncated import TruncatedIndependent
 from sbi_bed.utils import pack_history
@@ -30,7 +31,7 @@ def observe(simulator, num_people, num_trials, seed=0):
 def test_against_the_grid(simulator):
     """Means within .15 sd and sds within 10 %; 400 effective draws at least of each parameter."""
     x = observe(simulator, 2, 60)
-    found = many_posteriors(simulator, x, seed=0)
+    found = batched_posteriors(simulator, x, seed=0)
     for i in range(2):
         low, high = (found.mean[i] - 5 * found.stddev[i]).clamp_min(0.0101), found.mean[i] + 5 * found.stddev[i]
         mean, sd = grid_moments(simulator, x[i], low.tolist(), high.tolist(), num=25)
@@ -44,10 +45,10 @@ def test_against_the_grid(simulator):
 def test_padding_changes_nothing(simulator):
     x = observe(simulator, 2, 40)
     settings = {"num_populations": 2, "num_particles": 32, "num_moves": 80, "seed": 0}
-    padded = many_posteriors(simulator, torch.nn.functional.pad(x, (0, 0, 0, 7)), **settings)
-    plain = many_posteriors(simulator, x, **settings)
+    padded = batched_posteriors(simulator, torch.nn.functional.pad(x, (0, 0, 0, 7)), **settings)
+    plain = batched_posteriors(simulator, x, **settings)
     torch.testing.assert_close(padded.theta, plain.theta, rtol=1e-6, atol=1e-6)
-    assert torch.equal(plain.theta, many_posteriors(simulator, x, **settings).theta)
+    assert torch.equal(plain.theta, batched_posteriors(simulator, x, **settings).theta)
 
 
 def bumps(prior):
@@ -63,7 +64,7 @@ def bumps(prior):
 def test_modes_get_their_masses():
     """At ±2 the prior N(0.2, 1) has log odds of 0.8; within 4 standard errors of 300 independent draws."""
     prior = MultivariateNormal(torch.tensor([0.2]), torch.eye(1))
-    found = many_posteriors(bumps(prior), torch.tensor([[0.5, 2.0, 1.0]]), num_particles=256, seed=0)
+    found = batched_posteriors(bumps(prior), torch.tensor([[0.5, 2.0, 1.0]]), num_particles=256, seed=0)
     assert (found.theta > 0).double().mean().item() == pytest.approx(
         1 / (1 + math.exp(-0.8)), abs=4 * (0.21 / 300) ** 0.5
     )
@@ -73,7 +74,7 @@ def test_populations_that_disagree_are_named():
     """Eight particles: each population keeps one of two modes, or a share of its own."""
     simulator = bumps(TruncatedIndependent([Uniform(-10.0, 10.0)]))
     with pytest.warns(UserWarning, match="the populations of 1 of 1 experiments disagree") as caught:
-        found = many_posteriors(simulator, torch.tensor([[0.5, 8.0, 1.0]]), num_particles=8, num_moves=80, seed=0)
+        found = batched_posteriors(simulator, torch.tensor([[0.5, 8.0, 1.0]]), num_particles=8, num_moves=80, seed=0)
     assert found.rhat.max() > 1.05 and caught[0].filename == __file__
 
 
@@ -87,18 +88,18 @@ def test_split_rhat():
 def test_errors(simulator):
     x = observe(simulator, 1, 5)
     with pytest.raises(ValueError, match="there are no histories"):
-        many_posteriors(simulator, x[:0])
+        batched_posteriors(simulator, x[:0])
     with pytest.raises(ValueError, match="history 1 has no trials"):
-        many_posteriors(simulator, torch.cat([x, 0 * x]))
+        batched_posteriors(simulator, torch.cat([x, 0 * x]))
     with pytest.raises(ValueError, match="must have 3 values in its last dimension"):
-        many_posteriors(simulator, torch.ones(2, 5, 4))
+        batched_posteriors(simulator, torch.ones(2, 5, 4))
     with pytest.raises(ValueError, match="stimuli must be positive"):
-        many_posteriors(simulator, x * torch.tensor([-1.0, 1.0, 1.0]))
+        batched_posteriors(simulator, x * torch.tensor([-1.0, 1.0, 1.0]))
     with pytest.raises(ValueError, match="lies outside the outcome space"):
-        many_posteriors(simulator, x * torch.tensor([1.0, -1.0, 1.0]))
+        batched_posteriors(simulator, x * torch.tensor([1.0, -1.0, 1.0]))
     silent = DesignSimulator(simulator.prior, simulator.simulate, simulator.design_space)
     with pytest.raises(ValueError, match="with log_likelihood="):
-        many_posteriors(silent, x)
+        batched_posteriors(silent, x)
 
 
 def test_any_simulator_with_a_likelihood():
@@ -107,5 +108,14 @@ def test_any_simulator_with_a_likelihood():
     designs = torch.randn(2, 30, 2)
     theta = torch.tensor([[0.5, 0.5], [-0.5, 0.3]])
     x = pack_history(designs, simulator(theta.unsqueeze(1), designs))
-    found = many_posteriors(simulator, x, num_moves=100, seed=0)
+    found = batched_posteriors(simulator, x, num_moves=100, seed=0)
     assert ((found.mean - theta).abs() < 4 * found.stddev + 0.02).all()
+
+
+@pytest.mark.parametrize(
+    "old, new", [("many_posteriors", "batched_posteriors"), ("ManyPosteriors", "BatchedPosteriors")]
+)
+def test_old_names_still_work_for_one_release(old, new):
+    with pytest.warns(FutureWarning, match=f"{old} is now .*{new}"):
+        found = getattr(inference, old)
+    assert found is getattr(inference, new)
