@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import Independent, Normal
 
-from sbi_bed.inference import DAD, ActorTrainer, ContextNPE, ExperimenterTrainer, ModelComparison
+from sbi_bed.inference import DAD, ActorTrainer, ContextNPE, ImitationTrainer, ModelComparison
 from sbi_bed.policies import DeepSetsPolicy, ExperimenterTransformer, NeymanTeacher
 from sbi_bed.simulators import (
     Contexts,
@@ -64,8 +64,8 @@ def train_actor(path, resume=False, every=1):
 
 def train_experimenter(path, resume=False, every=1):
     torch.manual_seed(4)
-    student = ExperimenterTransformer(1, width=8, num_layers=1, num_heads=2)
-    trainer = ExperimenterTrainer(TreatmentStream(1.5), NeymanTeacher(1, 1.5), student, show_progress_bars=False)
+    student = ExperimenterTransformer(1, hidden_dim=8, num_layers=1, num_heads=2)
+    trainer = ImitationTrainer(TreatmentStream(1.5), NeymanTeacher(1, 1.5), student, show_progress_bars=False)
     settings = {"num_episodes": 2, "num_units": 6, "batch_size": 2, "units_per_episode": 3, "seed": 3}
     return trainer.train(4, checkpoint=path, checkpoint_every=every, resume=resume, **settings)
 

@@ -19,7 +19,7 @@ from .trainers.ensemble import train_ensemble
 from .trainers.models.model_comparison import ModelComparison
 from .trainers.sensitivity.context_dad import ContextDAD
 from .trainers.sensitivity.context_npe import ContextNPE
-from .trainers.treatment.experimenter import ExperimenterTrainer
+from .trainers.treatment.imitation import ImitationTrainer
 
 __all__ = [
     "DAD",
@@ -32,7 +32,7 @@ __all__ = [
     "ContextPosterior",
     "DeepEnsemblePosterior",
     "Evidence",
-    "ExperimenterTrainer",
+    "ImitationTrainer",
     "ModelComparison",
     "ModelPosterior",
     "ModelProbabilities",

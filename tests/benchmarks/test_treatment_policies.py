@@ -6,7 +6,7 @@ import pytest
 import torch
 from report import report
 
-from sbi_bed.inference import ExperimenterTrainer
+from sbi_bed.inference import ImitationTrainer
 from sbi_bed.policies import (
     CoinFlip,
     ExperimenterTransformer,
@@ -72,7 +72,7 @@ def test_students():
     """A net for each class, trained for three minutes of one core, and what their mixture loses where none is told."""
     students, seconds = {"transformer": [], "gradient descent": []}, []
     for alpha in CLASSES:
-        trainer = ExperimenterTrainer(TreatmentStream(alpha), NeymanTeacher(1, alpha), show_progress_bars=False)
+        trainer = ImitationTrainer(TreatmentStream(alpha), NeymanTeacher(1, alpha), show_progress_bars=False)
         start = time.process_time()
         students["transformer"].append(trainer.train(**TRAINING, seed=0))
         seconds.append(time.process_time() - start)

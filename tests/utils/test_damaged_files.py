@@ -84,7 +84,7 @@ SAVED = {
         lambda path: load_policy(path, SIMULATOR),
     ),
     "experimenter": (
-        lambda path: ExperimenterTransformer(1, width=8, num_layers=1, num_heads=2).save(path),
+        lambda path: ExperimenterTransformer(1, hidden_dim=8, num_layers=1, num_heads=2).save(path),
         lambda path: load_policy(path),
     ),
     "actor": (write_actor, NeuralActor.load),

@@ -1,13 +1,13 @@
-r"""A design rehearsed on a randomised trial that was really run.
+r"""Replays of a recorded randomised trial under another design.
 
 The trial's units come in random order. The design proposes e_t(x) for arm 1; a unit that really got arm a enters with
 probability
 
     c e_t(x)^a (1 − e_t(x))^{1−a} / (p^a (1 − p)^{1−a}),    c = min(p, 1 − p) / (1 − clip),
 
-p being the trial's own share of arm 1, else it is passed over (Li et al. 2011, arXiv 1003.5956, for p = ½). A unit then
-enters with probability c whatever its covariates, so those who enter are like those of the trial; their arms are drawn
-with e_t, and their outcomes are real ones. What is left of n units is about c n.
+where p is the trial's own share of arm 1; otherwise it is skipped (Li et al. 2011, arXiv 1003.5956, for p = ½). A unit
+enters with probability c whatever its covariates, so the units that enter have the trial's distribution of covariates.
+Their arms are drawn with e_t, and their outcomes are real. About c n of n units enter.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-r"""How good a treatment design is: precision against the best possible, coverage of its intervals, regret, allocation.
+r"""Quality of a treatment design: precision, coverage of its intervals, regret, allocation.
 
 Over experiments i of T units with true effects τ_i and smallest variances V*_i,
 
     T·MSE / V* = mean_i T (τ̂_i − τ_i)² / V*_i,    regret / V* = mean_i (V(e_t) − V*_i) / V*_i,
 
-the latter by the identity V(e) − V* = E[(σ_1 + σ_0)² (e − e*)² / (e (1 − e))]: it shows the design's own part, without the
-noise of outcomes or the predictions' part, so a few hundred experiments rank designs that T·MSE would need tens of
-thousands for. A T·MSE / V* near one plus the whole run's regret says that the predictions cost little.
+the latter by the identity V(e) − V* = E[(σ_1 + σ_0)² (e − e*)² / (e (1 − e))]. The regret is the loss of the design alone,
+without noise of outcomes and errors of predictions. So a few hundred experiments rank designs; T·MSE would need tens of
+thousands. If T·MSE / V* is near one plus the regret of the whole run, errors of predictions cost little.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Many simulated treatment experiments side by side, with all that their estimates need."""
+"""Many simulated treatment experiments side by side, with their logs and the truth."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def run_treatment_study(
     nuisance: TreatmentPolicy | None = None,
     seed: int | None = None,
 ) -> TreatmentStudy:
-    """Let a policy assign `num_units` units in each experiment, each outcome seen before the next unit comes.
+    """Let a policy assign `num_units` units in each experiment. Each outcome is known before the next unit comes.
 
-    Units, and the outcomes that they would have in either arm, depend on the seed alone: policies compare pairwise.
+    Units and their outcomes in either arm depend on the seed alone, so policies can be compared pairwise.
 
     Args:
         problem: A batch (E,) of problems; or one, which is then run `num_experiments` times.

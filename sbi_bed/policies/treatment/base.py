@@ -2,15 +2,15 @@ r"""Policies that assign treatments: covariates of the next unit and the units b
 
 A unit t has covariates X_t, an arm A_t ∈ {0, 1} drawn with probability e_t for arm 1, and an outcome Y_t. The average
 treatment effect is estimated best if units are assigned by the Neyman rule e(x) = σ_1(x) / (σ_1(x) + σ_0(x)). A policy
-learns the variances from the units before; it never sees the unit it assigns, so that its predictions may serve as
+learns the variances from the units before. It never sees the unit that it assigns, so its predictions can serve as
 nuisances of an augmented inverse-probability-weighted estimate.
 
 Histories are tensors (..., T, d + 3): covariates (d), arm, outcome, and a mask that is 1 where the outcome was observed
 and 0 elsewhere (padding, or an outcome still to come), anywhere in the history.
 
 Where a policy predicts outcomes with mean m_a(x) and variance v_a(x), given the units before, its propensity is
-√v_1 / (√v_1 + √v_0). It minimises v_1 / e + v_0 / (1 − e), which is the expected variance of the next term of that
-estimate, not knowing the means and variances of the arms included, up to what does not depend on e.
+√v_1 / (√v_1 + √v_0). It minimises v_1 / e + v_0 / (1 − e). Up to a constant this is the expected variance of the next term
+of that estimate, with the uncertainty about means and variances included.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["StreamPredictions", "TreatmentPolicy", "check_units", "neyman_propen
 
 
 class StreamPredictions(NamedTuple):
-    """What a policy says about units before they are assigned.
+    """A policy's propensities and predictions for units before they are assigned.
 
     Attributes:
         propensity: Probability of arm 1, (...).

@@ -1,11 +1,11 @@
-r"""Assignments to compare with: a coin, a Neyman rule that does not look at covariates, and one that knows the truth.
+r"""Baselines: a coin, a Neyman rule without covariates, and a rule that knows the truth.
 
-The effect is estimated with predictions of the outcome (A2IPW), and most of what a design seems to gain over a plain
-trial is these predictions' doing. So compare with a coin whose outcomes are predicted alike: experiments, studies and
-replays take a second policy to predict with (`nuisance=`).
+The effect is estimated with predictions of the outcome (A2IPW). Most of the gain over a plain trial comes from these
+predictions. So compare with a coin that has the same predictions: experiments, studies and replays take a second policy
+that predicts (`nuisance=`).
 
-The non-contextual rule is σ̂_1 / (σ̂_1 + σ̂_0), with running variances that a few units' weight ν draws towards the pooled
-one, so that it starts at one half and has no scale of its own,
+The non-contextual rule is σ̂_1 / (σ̂_1 + σ̂_0). Its running variances are shrunk towards the pooled variance with the weight
+of ν units, so it starts at one half and does not depend on the unit of the outcome,
 
     σ̂_a² = (Σ_{s: A_s = a} (Y_s − Ȳ_a)² + ν σ̂²) / (n_a − 1 + ν).
 """
@@ -119,7 +119,7 @@ class CoinFlip(NonContextualNeyman):
 
 
 class OracleNeyman(TreatmentPolicy):
-    """Knows the outcomes' true means and variances: what no design can beat.
+    """Assigns by the true variances and predicts the true means: no design can do better.
 
     Args:
         problem: One simulated problem, or a batch (*batch) of them.

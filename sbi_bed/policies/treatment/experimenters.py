@@ -1,9 +1,9 @@
-r"""A transformer that has learned to do what Bayesian beliefs about a treatment experiment would say.
+r"""A transformer that has learned to predict as Bayesian beliefs about a treatment experiment would.
 
-Units that were assigned are tokens, which attend to those before them. The next unit is a token that knows its covariates
-only, attends to all of them and to itself, and tells the predictive mean and log variance of the outcome in each arm, of
-which the propensity follows (`treatment_policy`). Nothing tells the position of a unit in the stream. Keys and values
-are cached, so one live step costs O(t).
+Each unit that was assigned is a token and attends to the tokens before it. The next unit is a token with its covariates
+only. It attends to all others and to itself, and gives the predictive mean and log variance of the outcome in each arm;
+the propensity follows from these (`policies/treatment/base.py`). There is no positional encoding. Keys and values are
+cached, so one live step costs O(t).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...neural_nets.attention import CausalBlock
 from ...utils.checks import check_count
+from ...utils.renamed import renamed_arguments
 from .base import StreamPredictions, TreatmentPolicy, neyman_propensity
 from .unit_features import UnitFeatures
 
@@ -23,15 +24,15 @@ __all__ = ["ExperimenterTransformer"]
 
 
 class _State(NamedTuple):
-    caches: tuple[tuple[Tensor, Tensor], ...]  # of each block, (*batch, heads, n, width / heads)
+    caches: tuple[tuple[Tensor, Tensor], ...]  # of each block, (*batch, heads, n, hidden_dim / heads)
 
 
 class ExperimenterTransformer(TreatmentPolicy):
-    """Assigns units by a causal transformer over the units before, trained by `ExperimenterTrainer`.
+    """Assigns units by a causal transformer over the units before, trained by `ImitationTrainer`.
 
     Args:
         covariate_dim: Number d of covariates.
-        width: Size of a token.
+        hidden_dim: Size of a token.
         num_layers: Number of attention blocks.
         num_heads: Attention heads of each.
         clip: Propensities lie in [clip, 1 − clip].
@@ -55,10 +56,11 @@ class ExperimenterTransformer(TreatmentPolicy):
         torch.Size([4])
     """
 
+    @renamed_arguments(width="hidden_dim")
     def __init__(
         self,
         covariate_dim: int,
-        width: int = 48,
+        hidden_dim: int = 48,
         num_layers: int = 3,
         num_heads: int = 4,
         clip: float = 0.05,
@@ -68,15 +70,28 @@ class ExperimenterTransformer(TreatmentPolicy):
         outcome_centre: float = 0.0,
         outcome_scale: float = 1.0,
     ):
-        super().__init__(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
+        super().__init__(
+            covariate_dim=covariate_dim,
+            hidden_dim=hidden_dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            clip=clip,
+            num_functions=num_functions,
+            covariate_low=covariate_low,
+            covariate_high=covariate_high,
+            outcome_centre=outcome_centre,
+            outcome_scale=outcome_scale,
+        )
         scaling = (num_functions, covariate_low, covariate_high, outcome_centre, outcome_scale)
         self.units = UnitFeatures(covariate_dim, 1.5, *scaling)
         num = len(self.units)
-        self.embed_unit = nn.Sequential(nn.Linear(2 * num + 7, width), nn.GELU(), nn.Linear(width, width))
-        self.embed_next = nn.Linear(num, width)
+        self.embed_unit = nn.Sequential(
+            nn.Linear(2 * num + 7, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim)
+        )
+        self.embed_next = nn.Linear(num, hidden_dim)
         check_count(num_layers, "num_layers")
-        self.blocks = nn.ModuleList(CausalBlock(width, num_heads) for _ in range(num_layers))
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4))
+        self.blocks = nn.ModuleList(CausalBlock(hidden_dim, num_heads) for _ in range(num_layers))
+        self.head = nn.Sequential(nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, 4))
 
     def initial_state(self, batch_shape: Sequence[int] = ()) -> _State:
         """No unit."""
@@ -121,7 +136,7 @@ class ExperimenterTransformer(TreatmentPolicy):
         return _State(tuple(caches))
 
     def _embed(self, units: Tensor) -> Tensor:
-        """Tokens (*batch, n, width) of encoded units; outcomes enter by asinh, so that none is too large."""
+        """Tokens (*batch, n, hidden_dim) of encoded units; outcomes enter by asinh, so that none is too large."""
         features, arm, outcome = units[..., :-3], units[..., -3:-2], units[..., -2:-1]
         outcome = torch.asinh(outcome)
         square, sign = outcome.square(), 2 * arm - 1

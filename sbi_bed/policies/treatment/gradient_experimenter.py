@@ -1,15 +1,16 @@
-r"""Layers of linear attention that do projected gradient descent: an experimenter that is nearly right before training.
+r"""Layers of linear attention that do projected gradient descent: a net that is nearly right before it is trained.
 
 In coefficients whitened by their prior sd, the mean f_a(x) = ψ(x)'z and the log variance log σ_a²(x) = χ(x)'u of each arm
 have the posterior mode that minimises
 
     ½ Σ_i κ_i (y_i − ψ_i'z)² + ½ |z|²  with weights κ_i = exp(−χ_i'u),    ½ Σ_i (χ_i'u + r_i² κ_i) + ½ |u|²,
 
-sums over the units of that arm, r_i² = (y_i − ψ_i'z)² plus what is not known of ψ_i'z. Gradients are sums over units of
-features (keys) times residuals (values), which is linear attention; so is the diagonal of each Hessian, 1 + Σ_i κ_i ψ_ij²
-and 1 + ½ Σ_i χ_ij², whose inverse preconditions. Layer l takes one step of size η_l for z and then for u, adds μ_l times
-the step before, and projects onto the ball |z| ≤ R, outside of which the prior has a mass of about 10⁻⁴. Trained are the
-sizes, momenta, a factor for each coefficient's step, and the prior sds.
+with sums over the units of that arm and r_i² = (y_i − ψ_i'z)² plus the posterior variance of ψ_i'z. Gradients are sums over
+units of features (keys) times residuals (values), which is linear attention. The diagonals of the Hessians,
+1 + Σ_i κ_i ψ_ij² and 1 + ½ Σ_i χ_ij², are sums of the same kind; their inverses precondition.
+Layer l takes one step of size η_l for z and then for u, adds μ_l times
+the step before, and projects onto the ball |z| ≤ R, which holds all but about 10⁻⁴ of the prior mass. Training learns the
+step sizes of each coefficient, the momenta and the prior sds.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class _State(NamedTuple):
 
 
 class GradientExperimenter(TreatmentPolicy):
-    """Assigns by the Neyman rule under beliefs found by a few steps of gradient descent; a net of some hundred weights.
+    """Assigns by the Neyman rule under beliefs that a few steps of gradient descent find. It has some hundred weights.
 
     Args:
         covariate_dim: Number d of covariates.
@@ -90,7 +91,19 @@ class GradientExperimenter(TreatmentPolicy):
         outcome_centre: float = 0.0,
         outcome_scale: float = 1.0,
     ):
-        super().__init__(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
+        super().__init__(
+            covariate_dim=covariate_dim,
+            smoothness=smoothness,
+            num_layers=num_layers,
+            clip=clip,
+            num_functions=num_functions,
+            mean_scale=mean_scale,
+            log_variance_scale=log_variance_scale,
+            covariate_low=covariate_low,
+            covariate_high=covariate_high,
+            outcome_centre=outcome_centre,
+            outcome_scale=outcome_scale,
+        )
         self.num_layers = check_count(num_layers, "num_layers")
         scaling = (num_functions, covariate_low, covariate_high, outcome_centre, outcome_scale)
         self.units = UnitFeatures(covariate_dim, check_positive(smoothness, "smoothness"), *scaling)

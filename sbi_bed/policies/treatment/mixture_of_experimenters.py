@@ -1,12 +1,13 @@
-r"""Experts for different smoothness, weighted by how well each has predicted: a hierarchical posterior over them.
+r"""A mixture of experts for different smoothness, weighted by their predictions: a hierarchical posterior over experts.
 
 Expert k predicts the outcome of unit t, from the units before, as N(m_k, v_k) in the arm it was assigned. With prior
 weights π_k the weight of an expert at unit t is
 
     w_k ∝ π_k Π_{s < t} N(Y_s; m_k,s, v_k,s),
 
-which is the posterior probability of its class where experts predict as Bayes' rule would, for a product of one-step
-predictions is an evidence. The mixture assigns with probability Σ_k w_k e_k(x) and predicts with the moments of the mixture.
+If the experts predict by Bayes' rule, this is the posterior probability of the expert's class, because the product of
+one-step predictions is the evidence.
+The mixture assigns with probability Σ_k w_k e_k(x) and predicts with the moments of the mixture.
 """
 
 from __future__ import annotations

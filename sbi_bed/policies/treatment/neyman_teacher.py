@@ -36,15 +36,15 @@ class _State(NamedTuple):
 
 
 class NeymanTeacher(TreatmentPolicy):
-    """Assigns by the Neyman rule under exact-as-can-be Bayesian beliefs; without weights to train, in float64.
+    """Assigns by the Neyman rule under Bayesian beliefs. It has no weights to train, and computes in float64.
 
     Args:
         covariate_dim: Number d of covariates, 0 or more.
         smoothness: α of the prior.
         clip: Propensities lie in [clip, 1 − clip].
-        burn_in: The first units, so many, are assigned by a fair coin.
-        refit_every: Step by step, beliefs are updated each time so many units have come, at a cost of O(t); a history given
-            at once is always read to its end.
+        burn_in: Number of first units that a fair coin assigns.
+        refit_every: Live, beliefs are updated each time this number of outcomes has come, at a cost of O(t). A history that
+            is given at once is always read to its end.
         rule: "predictive", "posterior" or "plug-in", see above.
         num_functions: Functions in a series; see `UnitFeatures`.
         mean_scale: Prior sd of f_a(x), in units of `outcome_scale`.
@@ -96,7 +96,21 @@ class NeymanTeacher(TreatmentPolicy):
         outcome_centre: float = 0.0,
         outcome_scale: float = 1.0,
     ):
-        super().__init__(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
+        super().__init__(
+            covariate_dim=covariate_dim,
+            smoothness=smoothness,
+            clip=clip,
+            burn_in=burn_in,
+            refit_every=refit_every,
+            rule=rule,
+            num_functions=num_functions,
+            mean_scale=mean_scale,
+            log_variance_scale=log_variance_scale,
+            covariate_low=covariate_low,
+            covariate_high=covariate_high,
+            outcome_centre=outcome_centre,
+            outcome_scale=outcome_scale,
+        )
         self.smoothness = check_positive(smoothness, "smoothness")
         self.burn_in, self.refit_every = check_count(burn_in, "burn_in", 0), check_count(refit_every, "refit_every")
         if rule not in _RULES:

@@ -1,15 +1,15 @@
-r"""Bayesian beliefs about a mean and a log variance that are both series, from data with noise of that variance.
+r"""Bayesian beliefs about a mean and a log variance, both series in the same features.
 
     y_i ~ N(φ_i'w, exp(φ_i'v)),   w ~ N(0, D_w),   v ~ N(0, D_v).
 
 Given v the posterior of w is that of a ridge regression with weights exp(−φ_i'v). With r_i² = E[(y_i − φ_i'w)² | y, v], the
 gradient of log p(y | v), w integrated out, is ½ Σ_i φ_i (r_i² exp(−φ_i'v) − 1) (Fisher's identity), and the information
-about v is ½ Σ_i φ_i φ_i'. Fisher scoring, with w anew before each step, so finds the mode of p(v | y), and Laplace's method
-around it gives a normal approximation of that posterior and the evidence
+about v is ½ Σ_i φ_i φ_i'. Fisher scoring, with w updated before each step, finds the mode of p(v | y). Laplace's method
+around the mode gives a normal approximation of that posterior and the evidence
 
     log p(y) ≈ log p(y | v̂) + log N(v̂; 0, D_v) + ½ m log 2π − ½ log |D_v⁻¹ + ½ Σ_i φ_i φ_i'|.
 
-All of it depends on sums over units alone, so not on their order.
+All of this depends on sums over units only, so the order of units does not matter.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def fit_beliefs(
     Args:
         features: φ_i, (..., n, m); broadcasts with the others.
         outcome: y_i, (..., n).
-        weight: 1 for data that count, 0 for others, (..., n).
+        weight: 1 for data to use, 0 for data to leave out, (..., n).
         mean_sd: Prior sd of w, (m,).
         log_variance_sd: Prior sd of v, (m,).
     """

@@ -1,4 +1,4 @@
-"""Units as tensors that series work on: features of covariates on the unit cube, the arm, the outcome in standard units."""
+"""Units as numbers for series: features of the covariates, the arm, and the outcome in standard units."""
 
 from __future__ import annotations
 

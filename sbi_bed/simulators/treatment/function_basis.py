@@ -75,7 +75,7 @@ class RandomFeatures:
         ValueError: If there are too few functions for the linear ones, or the smoothness is not positive.
     """
 
-    def __init__(self, covariate_dim: int, num_functions: int, smoothness: float, seed: int = 0):
+    def __init__(self, covariate_dim: int, num_functions: int, smoothness: float, *, seed: int = 0):
         self.covariate_dim = check_count(covariate_dim, "covariate_dim")
         num_random = check_count(num_functions, "num_functions", covariate_dim + 2) - covariate_dim - 1
         freedom = 2 * check_positive(smoothness, "smoothness")

@@ -1,4 +1,4 @@
-r"""Treatment problems with known truth: what the best design would achieve, and what any other one loses.
+r"""Treatment problems with known truth: the variance of the best design, and the loss of any other design.
 
 Unit t has covariates X_t, an arm A_t drawn with probability e(X_t) for arm 1, and an outcome with mean f_a(x) and variance
 σ_a²(x). No regular estimate of the average treatment effect τ = E[f_1(X) − f_0(X)] has an asymptotic variance below
@@ -43,12 +43,12 @@ def binary_outcomes(mean: Tensor, variance: Tensor) -> Tensor:
 
 
 class TreatmentProblem:
-    """One problem, or a batch of them, with all that is to be known about it.
+    """One problem, or a batch of problems, with its true moments.
 
     Args:
         draw_covariates: Number n -> covariates of n new units in each problem, (*batch, n, d).
         moments: Covariates (*batch, n, d) -> means and variances of the outcomes, both (*batch, n, 2), arm 0 first.
-        nodes: Points that stand for the distribution of covariates with equal weight, (Q, d).
+        nodes: Points (Q, d) of equal weight that represent the distribution of covariates.
         simulate: Means and variances (*batch, n, 2) -> outcomes in both arms; normal if None.
         batch_shape: Shape of the batch of problems.
         smoothness_class: Of each problem, which class it was drawn from, (*batch), if there are classes.

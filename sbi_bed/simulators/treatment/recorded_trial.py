@@ -1,4 +1,4 @@
-r"""Randomised trials that were really run, to rehearse an adaptive design on.
+r"""Recorded randomised trials, to test an adaptive design on.
 
 A trial gave arm 1 to a share p of its n units, whoever they were. Its own estimate is the difference in means, with
 Neyman's (1923) standard error,

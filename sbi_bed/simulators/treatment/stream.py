@@ -79,7 +79,7 @@ class TreatmentStream:
         """Number d of covariates."""
         return self.basis.covariate_dim
 
-    def sample(self, num_episodes: int, seed: int | None = None) -> TreatmentProblem:
+    def sample(self, num_episodes: int, *, seed: int | None = None) -> TreatmentProblem:
         """A batch (num_episodes,) of problems, with `smoothness_class` the class of each."""
         num = check_count(num_episodes, "num_episodes")
         with seeded(seed):
@@ -109,7 +109,7 @@ class StreamRollout(NamedTuple):
         history: Units (*batch, T, d + 3), all observed.
         propensity: Probability of arm 1 that each was assigned with, (*batch, T).
         regret: Of each unit, (*batch, T); see `TreatmentProblem.regret`.
-        mean: What the policy predicted for it in each arm, (*batch, T, 2), if asked for.
+        mean: Outcome that the policy predicted in each arm, (*batch, T, 2), if asked for.
         log_variance: Log of the predictive variance, (*batch, T, 2), if asked for.
     """
 
@@ -122,18 +122,23 @@ class StreamRollout(NamedTuple):
 
 @torch.no_grad()
 def assign_stream(
-    problem: TreatmentProblem, policy: Any, num_units: int, seed: int | None = None, with_predictions: bool = False
+    problem: TreatmentProblem,
+    policy: Any,
+    num_units: int,
+    *,
+    seed: int | None = None,
+    with_predictions: bool = False,
 ) -> StreamRollout:
-    """Let a policy assign `num_units` units in each problem, each outcome seen before the next unit comes.
+    """Let a policy assign `num_units` units in each problem. Each outcome is known before the next unit comes.
 
-    Units, and the outcomes they would have in either arm, depend on the seed alone, so policies compare pairwise.
+    Units and their outcomes in either arm depend on the seed alone, so policies can be compared pairwise.
 
     Args:
         problem: One problem, or a batch.
         policy: A `TreatmentPolicy`.
         num_units: Number T of units.
         seed: Seed of units and assignments.
-        with_predictions: Whether to keep what the policy predicts of each unit before it is assigned.
+        with_predictions: Whether to keep the policy's predictions for each unit.
 
     Example:
         >>> from sbi_bed.policies import CoinFlip

@@ -12,7 +12,7 @@ from sbi_bed.inference import (
     ActorTrainer,
     ContextDAD,
     ContextNPE,
-    ExperimenterTrainer,
+    ImitationTrainer,
     ModelComparison,
     train_ensemble,
 )
@@ -25,7 +25,7 @@ from sbi_bed.utils.checks import check_positive
 
 
 def test_all_that_trains_shows_its_progress_unless_told_not_to():
-    trainers = ActorTrainer, ContextDAD, ContextNPE, DAD, ExperimenterTrainer, ModelComparison, train_ensemble
+    trainers = ActorTrainer, ContextDAD, ContextNPE, DAD, ImitationTrainer, ModelComparison, train_ensemble
     for trainer in trainers:
         assert inspect.signature(trainer).parameters["show_progress_bars"].default is True, trainer
 
@@ -43,8 +43,8 @@ def trained_actor(**settings):
 
 def trained_experimenter(**settings):
     torch.manual_seed(4)
-    student = ExperimenterTransformer(1, width=8, num_layers=1, num_heads=2)
-    trainer = ExperimenterTrainer(TreatmentStream(1.5), NeymanTeacher(1, 1.5), student, show_progress_bars=False)
+    student = ExperimenterTransformer(1, hidden_dim=8, num_layers=1, num_heads=2)
+    trainer = ImitationTrainer(TreatmentStream(1.5), NeymanTeacher(1, 1.5), student, show_progress_bars=False)
     return trainer.train(4, 2, num_episodes=2, num_units=6, units_per_episode=3, seed=3, **settings)
 
 

@@ -19,11 +19,11 @@ from sbi_bed.policies.treatment.mixture_of_experimenters import log_score
 from sbi_bed.simulators import LocationFinding
 
 KINDS = {
-    "transformer": lambda d: ExperimenterTransformer(d, width=16, num_layers=2, num_heads=2),
+    "transformer": lambda d: ExperimenterTransformer(d, hidden_dim=16, num_layers=2, num_heads=2),
     "gradient": GradientExperimenter,
     "teacher": lambda d: NeymanTeacher(d, burn_in=3, refit_every=1),
     "mixture of nets": lambda d: MixtureOfExperimenters(
-        [GradientExperimenter(d, 0.5), ExperimenterTransformer(d, width=16, num_layers=1, num_heads=2)]
+        [GradientExperimenter(d, 0.5), ExperimenterTransformer(d, hidden_dim=16, num_layers=1, num_heads=2)]
     ),
     "mixture of teachers": lambda d: MixtureOfExperimenters(
         [NeymanTeacher(d, alpha, burn_in=3, refit_every=1) for alpha in (0.5, 4.0)]
@@ -235,6 +235,6 @@ def test_errors_say_what_is_wrong():
     with pytest.raises(ValueError, match="mean_scale must be positive"):
         GradientExperimenter(1, mean_scale=0.0)
     with pytest.raises(ValueError, match="must be a multiple of num_heads"):
-        ExperimenterTransformer(1, width=10, num_heads=4)
+        ExperimenterTransformer(1, hidden_dim=10, num_heads=4)
     with pytest.raises(ValueError, match="clip must lie"):
         CoinFlip(1, clip=0.7)

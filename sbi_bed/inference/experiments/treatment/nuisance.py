@@ -1,4 +1,4 @@
-"""Predictions of the outcome by a regressor of one's own, in scikit-learn's manner, from past units only."""
+"""Predictions of outcomes by the user's own regressor (scikit-learn's interface), from past units only."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _FEWEST = 10  # units of an arm that a regressor is fitted to; the arm's mean se
 class PastNuisance:
     """One copy of a regressor for each arm, fitted to that arm's past units whenever a prediction is wanted.
 
-    The regressor never meets a unit before its outcome has been recorded, and what it says of a unit is fixed when the
-    unit is assigned. So however bad it is, it costs precision and never validity.
+    The regressor is fitted only to units whose outcomes are recorded. Its prediction for a unit is fixed when the unit is
+    assigned. So a bad regressor costs precision, never validity.
 
     Args:
         regressor: Object with `fit(X, y)` and `predict(X)` on numpy arrays (n, d), (n,); copied, never changed.

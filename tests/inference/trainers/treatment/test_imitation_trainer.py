@@ -1,12 +1,12 @@
-"""Training of experimenters: the loss against closed forms, that it falls, and that a training goes on where it stopped."""
+"""Training by imitation: the loss against closed forms, that it falls, and that a training resumes exactly."""
 
 import math
 
 import pytest
 import torch
 
-from sbi_bed.inference import ExperimenterTrainer
-from sbi_bed.inference.trainers.treatment.experimenter import ExperimenterSettings, imitation_loss
+from sbi_bed.inference import ImitationTrainer
+from sbi_bed.inference.trainers.treatment.imitation import ImitationSettings, imitation_loss
 from sbi_bed.policies import ExperimenterTransformer, GradientExperimenter, NeymanTeacher
 from sbi_bed.policies.treatment.base import StreamPredictions, neyman_propensity
 from sbi_bed.simulators import TreatmentStream
@@ -15,14 +15,12 @@ SHORT = {"num_episodes": 12, "num_units": 60, "batch_size": 4, "units_per_episod
 
 
 def trainer(student=None, **keywords):
-    return ExperimenterTrainer(
-        TreatmentStream(1.5), NeymanTeacher(1, 1.5), student, show_progress_bars=False, **keywords
-    )
+    return ImitationTrainer(TreatmentStream(1.5), NeymanTeacher(1, 1.5), student, show_progress_bars=False, **keywords)
 
 
 def small():
     torch.manual_seed(4)
-    return ExperimenterTransformer(1, width=8, num_layers=1, num_heads=2)
+    return ExperimenterTransformer(1, hidden_dim=8, num_layers=1, num_heads=2)
 
 
 def test_loss_is_a_divergence_and_a_regret():
@@ -92,20 +90,29 @@ def test_time_runs_out_and_streams_grow():
     timed = trainer(GradientExperimenter(1, 1.5))
     timed.train(10_000, max_seconds=1.5, **SHORT)
     assert 0 < timed.num_steps < 10_000
-    settings = ExperimenterSettings(1e-3, 0.01, 1.0, 10, 4, 8, 300, 16, 1.0, None, None)
+    settings = ImitationSettings(1e-3, 0.01, 1.0, 10, 4, 8, 300, 16, 1.0, None, None)
     assert [settings.length_at(done) for done in (0.0, 0.25, 0.5, 1.0)] == [40, 170, 300, 300]
+
+
+def test_old_names_work_with_a_warning():
+    import sbi_bed.inference as room
+
+    with pytest.warns(FutureWarning, match="ExperimenterTrainer is now sbi_bed.inference.ImitationTrainer"):
+        assert room.ExperimenterTrainer is ImitationTrainer
+    with pytest.warns(FutureWarning, match="width= is now hidden_dim="):
+        assert ExperimenterTransformer(1, width=8, num_heads=2).config["hidden_dim"] == 8
 
 
 def test_errors_say_what_is_wrong():
     stream, teacher = TreatmentStream(1.5), NeymanTeacher(1)
     with pytest.raises(TypeError, match="the teacher must be a TreatmentPolicy that predicts"):
-        ExperimenterTrainer(stream, "teacher")
+        ImitationTrainer(stream, "teacher")
     with pytest.raises(TypeError, match="the student must be a TreatmentPolicy that predicts"):
-        ExperimenterTrainer(stream, teacher, torch.nn.Linear(1, 1))
+        ImitationTrainer(stream, teacher, torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="stream has 1 covariates, the student was built for 2"):
-        ExperimenterTrainer(stream, teacher, GradientExperimenter(2))
+        ImitationTrainer(stream, teacher, GradientExperimenter(2))
     with pytest.raises(ValueError, match="NeymanTeacher has nothing to train"):
-        ExperimenterTrainer(stream, teacher, NeymanTeacher(1))
+        ImitationTrainer(stream, teacher, NeymanTeacher(1))
     ready = trainer(small())
     for name, value, message in (
         ("num_steps", 0, "num_steps must be at least 1"),

@@ -1,13 +1,13 @@
-r"""Training of experimenters: nets learn from a teacher's beliefs to assign treatments in context.
+r"""Training by imitation: a net learns from a teacher's beliefs to assign treatments in context.
 
-The teacher assigns units in many problems of a stream, and says before each unit how it would be distributed in either
-arm, N(m_a, v_a). The student is to say the same from the history alone. Its loss at a unit is
+The teacher assigns units in many problems of a stream. Before each unit it predicts the outcome in both arms, N(m_a, v_a).
+The student learns to predict the same from the history alone. Its loss at a unit is
 
     Σ_a KL(N(m_a, v_a) ‖ N(m̂_a, v̂_a)) + λ (√v_1 + √v_0)² (ê − e)² / (ê (1 − ê)) / c,
 
-the second part being what its propensity ê loses against the teacher's e (`treatment_problem`), c the mean of
-(√v_1 + √v_0)² over the batch. Teachers' trajectories are made once; each step takes some of them, to a length that grows
-in the first part of the training, and some of their units.
+The second part is what the student's propensity ê loses against the teacher's e (`simulators/treatment/problem.py`); c is
+the mean of (√v_1 + √v_0)² over the batch. The teacher's trajectories are made once. Each step takes some of them and some
+of their units; the trajectories grow to their full length in the first half of the training.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ..steps import Steps
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
 
-__all__ = ["ExperimenterSettings", "ExperimenterTrainer"]
+__all__ = ["ImitationSettings", "ImitationTrainer"]
 
 _KIND = "experimenter-training"
 _GROWING = 0.5  # share of a training in which streams grow to their full length
@@ -41,8 +41,8 @@ _FIRST_LENGTH = 40
 
 
 @dataclass(frozen=True)
-class ExperimenterSettings(Settings):
-    """Arguments of `ExperimenterTrainer.train` that decide its result; see there.
+class ImitationSettings(Settings):
+    """Arguments of `ImitationTrainer.train` that decide its result; see there.
 
     Raises:
         ValueError: If one is out of range.
@@ -69,18 +69,18 @@ class ExperimenterSettings(Settings):
                 raise ValueError(f"{name} must be positive, got {value}.")
 
     def length_at(self, done: float) -> int:
-        """Units of the streams when a share `done` of the training is behind."""
+        """Number of units of each trajectory once a share `done` of the training is over."""
         first = min(_FIRST_LENGTH, self.num_units)
         return min(self.num_units, first + int((self.num_units - first) * done / _GROWING))
 
 
-class ExperimenterTrainer:
+class ImitationTrainer:
     """Trains a net to assign treatments as a teacher does.
 
     Args:
-        stream: Problems to train on; or several, such as one for each class of smoothness.
+        stream: Problems to train on.
         teacher: A policy that predicts outcomes, in most cases a `NeymanTeacher` of the stream's smoothness.
-        student: Net to train, in place; if None an `ExperimenterTransformer`, built when training starts, under its seed.
+        student: Net to train, in place. If None, an `ExperimenterTransformer` is built under the seed of the training.
         device: Where to train.
         tracker: An sbi `Tracker` for the loss and learning rate; nothing is written if None.
         show_progress_bars: Whether to show progress with the current loss.
@@ -96,7 +96,7 @@ class ExperimenterTrainer:
     Example:
         >>> from sbi_bed.policies import NeymanTeacher
         >>> stream, teacher = TreatmentStream(smoothness=1.5), NeymanTeacher(1, smoothness=1.5)
-        >>> trainer = ExperimenterTrainer(stream, teacher, show_progress_bars=False)
+        >>> trainer = ImitationTrainer(stream, teacher, show_progress_bars=False)
         >>> student = trainer.train(num_steps=2, num_episodes=8, num_units=30, seed=0)
     """
 
@@ -132,8 +132,8 @@ class ExperimenterTrainer:
         num_steps: int = 1500,
         batch_size: int = 32,
         learning_rate: float = 2e-3,
-        seed: int | None = None,
         *,
+        seed: int | None = None,
         num_episodes: int = 3000,
         num_units: int = 300,
         units_per_episode: int = 64,
@@ -153,7 +153,7 @@ class ExperimenterTrainer:
             learning_rate: First learning rate; it falls to `final_learning_rate` times that along a cosine.
             seed: Seed of the whole training; the global generator if None.
             num_episodes: Trajectories of the teacher, made before the first step.
-            num_units: Units in each.
+            num_units: Units in each trajectory.
             units_per_episode: Units of a trajectory at which student and teacher are compared in one step.
             propensity_weight: λ, see above.
             final_learning_rate: Share of the learning rate that is left at the end.
@@ -168,7 +168,7 @@ class ExperimenterTrainer:
         Raises:
             ValueError: If an argument is out of range, the checkpoint is of another training, or the loss becomes NaN.
         """
-        settings = ExperimenterSettings.of(locals())
+        settings = ImitationSettings.of(locals())
         check_checkpoint_arguments(checkpoint, checkpoint_every, resume)
         description = self._description(settings)
         if self._tracker is not None:
@@ -196,7 +196,7 @@ class ExperimenterTrainer:
     # ---- pieces of a training
 
     @torch.no_grad()
-    def _trajectories(self, settings: ExperimenterSettings) -> tuple[Tensor, Tensor, Tensor]:
+    def _trajectories(self, settings: ImitationSettings) -> tuple[Tensor, Tensor, Tensor]:
         """Histories (N, T, d + 3) and the teacher's means and log variances (N, T, 2) before each unit."""
         parts = []
         for first in range(0, settings.num_episodes, 500):
@@ -209,7 +209,7 @@ class ExperimenterTrainer:
     def _step(
         self,
         trajectories: tuple[Tensor, Tensor, Tensor],
-        settings: ExperimenterSettings,
+        settings: ImitationSettings,
         optimizer: torch.optim.Optimizer,
         done: float,
     ) -> Tensor:
@@ -240,7 +240,7 @@ class ExperimenterTrainer:
 
     # ---- checkpoints
 
-    def _description(self, settings: ExperimenterSettings) -> dict[str, Any]:
+    def _description(self, settings: ImitationSettings) -> dict[str, Any]:
         who = {"teacher": self.teacher, "student": self.student}
         names = {name: f"{type(policy).__name__} {policy.config}" for name, policy in who.items()}
         return {**names, "smoothness": list(self.stream.smoothness), **settings.as_plain_data()}
