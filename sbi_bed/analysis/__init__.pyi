@@ -1,7 +1,6 @@
 from .actors import plot_response_bands, plot_ridge
 from .arviz_export import to_arviz
-from .design import plot_experiment_in_plane, plot_posterior_spread
-from .discounting import plot_discounting
+from .design import plot_discounting, plot_experiment_in_plane, plot_posterior_spread
 from .models import (
     plot_atypicality,
     plot_bayes_factor_recovery,

@@ -43,7 +43,7 @@ def _run(options: argparse.Namespace) -> None:
             for name, p in (("random", RandomPolicy(simulator)), ("static", static), ("DAD", policy))
         ]
         step_dad = step_dad_information_gain(
-            policy, simulator, HORIZON, (REFINE_AFTER,), 8, num_shared_rollouts=NUM_ROLLOUTS, refinement=REFINEMENT
+            policy, simulator, HORIZON, (REFINE_AFTER,), 8, num_shared_rollouts=NUM_ROLLOUTS, refine_settings=REFINEMENT
         )
         source = simulator.prior.sample()
         experiment = _run_experiment(policy, simulator, source, _fresh(output / "location.jsonl"))
@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _run_experiment(policy: Any, simulator: LocationFinding, source: Tensor, journal: Path) -> StepDAD:
-    experiment = StepDAD(policy, simulator, HORIZON, (REFINE_AFTER,), journal, refinement=REFINEMENT, seed=0)
+    experiment = StepDAD(policy, simulator, HORIZON, (REFINE_AFTER,), journal, refine_settings=REFINEMENT, seed=0)
     while not experiment.done:
         experiment.record(simulator(source, experiment.next_design()))
     return experiment

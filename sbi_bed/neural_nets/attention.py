@@ -12,26 +12,28 @@ class CausalBlock(nn.Module):
     """Pre-norm transformer block with a cache of earlier keys and values.
 
     Args:
-        width: Size of a token.
-        num_heads: Number of attention heads; divides `width`.
+        hidden_dim: Size of a token.
+        num_heads: Number of attention heads; divides `hidden_dim`.
     """
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, hidden_dim: int, num_heads: int):
         super().__init__()
-        if width % num_heads:
-            raise ValueError(f"width ({width}) must be a multiple of num_heads ({num_heads}).")
+        if hidden_dim % num_heads:
+            raise ValueError(f"hidden_dim ({hidden_dim}) must be a multiple of num_heads ({num_heads}).")
         self.num_heads = num_heads
-        self.norm_in, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.to_qkv, self.from_heads = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.norm_in, self.norm_out = nn.LayerNorm(hidden_dim), nn.LayerNorm(hidden_dim)
+        self.to_qkv, self.from_heads = nn.Linear(hidden_dim, 3 * hidden_dim), nn.Linear(hidden_dim, hidden_dim)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(hidden_dim, 4 * hidden_dim), nn.GELU(), nn.Linear(4 * hidden_dim, hidden_dim)
+        )
 
     def forward(
         self, tokens: Tensor, cache: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Attend from new tokens (..., n, width) to themselves, causally, and to the m cached ones.
+        """Attend from new tokens (..., n, hidden_dim) to themselves, causally, and to the m cached ones.
 
         Returns:
-            Tokens (..., n, width) and the cache of m + n keys and values (..., heads, m + n, width / heads).
+            Tokens (..., n, hidden_dim) and the cache of m + n keys and values (..., heads, m + n, hidden_dim / heads).
         """
         query, key, value = self._project(tokens)
         if cache is not None:
@@ -52,8 +54,8 @@ class CausalBlock(nn.Module):
         For one token that sees all, this is what `forward` gives.
 
         Args:
-            tokens: Shape (..., q, width).
-            cache: Keys and values (..., heads, m, width / heads).
+            tokens: Shape (..., q, hidden_dim).
+            cache: Keys and values (..., heads, m, hidden_dim / heads).
             visible: Which cached tokens each may see, (q, m), boolean.
         """
         query, key, value = self._project(tokens)
@@ -65,6 +67,6 @@ class CausalBlock(nn.Module):
         return tokens + self.feed_forward(self.norm_out(tokens))
 
     def _project(self, tokens: Tensor) -> list[Tensor]:
-        """Queries, keys and values, (..., heads, n, width / heads)."""
+        """Queries, keys and values, (..., heads, n, hidden_dim / heads)."""
         parts = self.to_qkv(self.norm_in(tokens)).chunk(3, dim=-1)
         return [part.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3) for part in parts]

@@ -47,7 +47,7 @@ class TrialFeatures(nn.Module):
 
     def of_history(self, history: Tensor) -> tuple[Tensor, Tensor]:
         """Features (..., n, D + O), zero where padded, and mask (..., n, 1) of a history (..., n, D + O + 1)."""
-        # Padding is 0, which may lie outside a space: some trial stands in, so that no NaN comes of it or its gradient.
+        # Padding is 0, which may lie outside a space. Some trial takes its place, so that values and gradients are finite.
         mask = history[..., -1:]
         trials = torch.where(mask > 0, history[..., :-1], self._some_trial)
         return torch.where(mask > 0, self(*trials.split([self.design_dim, self.outcome_dim], dim=-1)), 0.0), mask

@@ -1,8 +1,8 @@
-"""A policy maps a history to the next design, and can do so step by step: a state, updated by each trial.
+"""A policy maps a history to the next design. It keeps a state that each trial updates.
 
-Trials come one by one, in simulation and in life. A policy therefore keeps a state (a running sum, a cache, a cloud of
-particles) that one trial updates at a cost that does not grow with the trials before; `policy(history)` is the same
-computation from the start.
+Trials come one by one, in simulation and in life. The state (a running sum, a cache, a cloud of particles) is updated by
+one trial at a cost that does not grow with the number of trials before. `policy(history)` is the same computation from
+the start.
 
 In a design space that depends on the history `propose` is also told where the next design lives.
 """
@@ -20,12 +20,13 @@ from ..simulators.base import DesignSimulator
 from ..simulators.design_space import DesignSpace
 from ..utils.files import load_file, rebuilding, save_file
 from ..utils.history import check_history
+from ..utils.renamed import current_arguments
 
 __all__ = ["Policy", "SavedPolicy", "describe_policy", "load_policy", "policy_class_called", "restore_policy"]
 
 
 class SavedPolicy(nn.Module):
-    """What all policies have in common: they are built from plain data, kept as `config`, and saved in one file.
+    """Common base of all policies: built from plain data, which is kept as `config`, and saved in one file.
 
     Args:
         **config: Arguments the policy was built with, from which `load_policy` builds it again.
@@ -131,7 +132,7 @@ class Policy(SavedPolicy):
     def _propose_after(self, history: Tensor, num_trials: int) -> Tensor:
         """Next design (*batch, D) for a history in which all experiments have had `num_trials` trials."""
         state = self.read(history)
-        if not self.design_space.depends_on_history:  # a policy of one's own need not know of other spaces
+        if not self.design_space.depends_on_history:  # a user's policy need not take a space
             return self.propose(state)
         return self.propose(state, self.design_space.given(history[..., :num_trials, :]))
 
@@ -152,7 +153,7 @@ def restore_policy(
     cls = policy_class or policy_class_called(description["policy"])
     name = description["policy"]
     try:
-        policy = cls.rebuild(description["config"], simulator)
+        policy = cls.rebuild(current_arguments(cls.__init__, description["config"]), simulator)
     except TypeError as err:
         raise ValueError(f"the saved {name} cannot be built from {description['config']}: {err}") from err
     try:

@@ -18,13 +18,15 @@ from .actors.reaching import ReachingCost, ReachingPerception, ReachingTask
 from .actors.recorded_responses import RecordedResponses, pack_responses, read_responses
 from .base import DesignSimulator
 from .design.constant_elasticity import ConstantElasticity
-from .design.discounting import Discounting
+from .design.discounting import (
+    Discounting,
+    ExponentialDiscounting,
+    HyperbolicDiscounting,
+    PresentBiasedDiscounting,
+)
 from .design.epidemic import StochasticEpidemic
-from .design.exponential_discounting import ExponentialDiscounting
-from .design.hyperbolic_discounting import HyperbolicDiscounting
 from .design.location_finding import LocationFinding
 from .design.pharmacokinetics import Pharmacokinetics
-from .design.present_biased_discounting import PresentBiasedDiscounting
 from .design.recorded_choices import RecordedChoices, delay_discounting_simulator, read_choices, read_participant
 from .design_space import DesignSpace
 from .models.classrooms import Classrooms

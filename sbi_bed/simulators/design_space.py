@@ -87,7 +87,7 @@ class DesignSpace:
             self._loc, self._scale = torch.as_tensor(loc).float(), torch.as_tensor(scale).float()
             self._bijection = _bijection_onto(constraint)
             self._saturates = _saturates(constraint)
-        # What `from_free` takes and what `standardize` gives: D values, but one fewer on a simplex, and candidates' scores.
+        # Sizes that `standardize` returns and `from_free` reads: D values, on a simplex one fewer, or scores of candidates.
         self.num_features = self.dim if candidates is not None else self._num_free()
         self.free_dim = self.num_features if self.candidates is None else len(self.candidates)
         if candidates is None:
@@ -110,8 +110,8 @@ class DesignSpace:
             fits = False
         if not fits:
             raise ValueError(
-                f"{self} is no space of {self.dim} design values: dim, bounds, loc and scale must agree, and lower bounds "
-                "lie below upper ones."
+                f"{self} does not describe {self.dim} design values: dim, bounds, loc and scale must agree, and "
+                "lower bounds lie below upper ones."
             )
 
     @property

@@ -1,7 +1,7 @@
 """Running an experiment in simulation: a policy proposes, the simulator answers, horizon times, for a whole batch.
 
-What the trials of a run share unseen goes from trial to trial with it. Where the design space depends on the history,
-the policy is told the space of each design.
+The hidden state of a run, if there is one, is passed on from trial to trial. Where the design space depends on the
+history, the policy is told the space of each design.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["PolicySimulator", "Rollout", "SequentialPolicy", "rollout"]
 
 
 class SequentialPolicy(Protocol):
-    """What a rollout needs of a policy: a state that trials update and designs are read from."""
+    """What a rollout needs of a policy: a state, updated by each trial, from which the next design is computed."""
 
     def initial_state(self, batch_shape: tuple[int, ...] = ()) -> Any:
         """State before the first trial."""

@@ -1,4 +1,4 @@
-"""Many simulated experiments, in batches that may run in parallel: the training data of sbi's estimators."""
+"""Training data of sbi's estimators: many simulated experiments, in batches that may run in parallel."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def simulate_histories(
 ) -> tuple[Tensor, Tensor]:
     """Draw theta from the prior and simulate one history for each, as sbi's `append_simulations` takes them.
 
-    Each batch has a seed of its own, so that the numbers are the same whoever simulates it: this process, others on this
-    machine, or the workers of an active `joblib.parallel_config("dask")`. They depend on `batch_size`.
+    Each batch has a seed of its own. The numbers are therefore the same whether this process simulates it, others on
+    this machine, or the workers of an active `joblib.parallel_config("dask")`. They depend on `batch_size`.
 
     Args:
         simulator: The experiment; it travels to the workers, built from lambdas or not.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from .warn_user import warn_user
 
-__all__ = ["old_names", "renamed_arguments"]
+__all__ = ["current_arguments", "old_names", "renamed_arguments"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -65,6 +65,18 @@ def renamed_arguments(**names: str) -> Callable[[_Function], _Function]:
                     kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 
+        with_old_names.old_arguments = names  # pyright: ignore[reportAttributeAccessIssue]  for `current_arguments`
         return with_old_names  # pyright: ignore[reportReturnType]
 
     return decorate
+
+
+def current_arguments(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by their present names, without a warning: for those that an earlier version wrote into a file.
+
+    Args:
+        function: What takes them; `renamed_arguments` knows their old names.
+        arguments: Arguments by old or new names.
+    """
+    names = getattr(function, "old_arguments", {})
+    return {names.get(name, name): value for name, value in arguments.items()}

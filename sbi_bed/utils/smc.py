@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .transforms import rowwise
 
-__all__ = ["ParticleBelief", "assimilate", "effective_sample_size", "rejuvenate", "sample_populations"]
+__all__ = ["ParticleBelief", "assimilate", "rejuvenate", "sample_populations", "weights_sample_size"]
 
 # The least temperature step, so that no likelihood can stall the ladder.
 _FIRST_STEP, _STEP_GROWTH = 1e-8, 1.3
@@ -147,7 +147,7 @@ def assimilate(
         log_weights, log_evidence = log_weights - increment.unsqueeze(-1), log_evidence + increment
         temperature = torch.where(step == 1 - temperature, 1.0, temperature + step)
         floor *= _STEP_GROWTH
-        low = (temperature < 1) | (effective_sample_size(log_weights) < ess_threshold * num_particles)
+        low = (temperature < 1) | (weights_sample_size(log_weights) < ess_threshold * num_particles)
         if low.any():
             log_weights = cloud.resample(log_weights, low)
             cloud.decorrelate(temperature, low, num_moves, max_moves, decorrelation)
@@ -301,7 +301,7 @@ def _next_step(log_weights: Tensor, log_likelihood: Tensor, remaining: Tensor, t
     """Largest temperature step (*batch) up to `remaining` that keeps `target` effective particles, at least `floor`."""
 
     def enough(step: Tensor) -> Tensor:
-        return effective_sample_size(log_weights + _times(step.unsqueeze(-1), log_likelihood)) >= target
+        return weights_sample_size(log_weights + _times(step.unsqueeze(-1), log_likelihood)) >= target
 
     whole = enough(remaining)
     if whole.all():
@@ -315,7 +315,7 @@ def _next_step(log_weights: Tensor, log_likelihood: Tensor, remaining: Tensor, t
     return torch.where(whole, remaining, torch.minimum(low.exp(), remaining))
 
 
-def effective_sample_size(log_weights: Tensor) -> Tensor:
+def weights_sample_size(log_weights: Tensor) -> Tensor:
     """Effective sample size (*batch) of log weights (*batch, N) that need not be normalised; 0 where all are −inf."""
     return torch.nan_to_num((2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)).exp(), nan=0.0)
 

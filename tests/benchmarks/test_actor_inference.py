@@ -67,7 +67,7 @@ def test_one_person_by_mcmc():
     found = batched_posteriors(simulator, x, seed=0)
     seconds = time.process_time() - start
     start = time.process_time()
-    slices = likelihood_posterior(simulator, x[0], seed=0).sample((2000,))
+    slices = likelihood_posterior(simulator, x[0], "mcmc", seed=0).sample((2000,))
     slice_seconds = time.process_time() - start
     mean, sd = exact_moments(simulator, x, found)
     shift, ratio = (found.mean - mean) / sd, found.stddev / sd

@@ -92,7 +92,7 @@ def test_equal_total_compute(name, pretrained):
         24,
         reference=reference,
         seed=0,
-        refinement={"max_seconds": REFINEMENT, **refinement},
+        refine_settings={"max_seconds": REFINEMENT, **refinement},
         show_progress_bars=False,
     )
     start = time.process_time()
@@ -153,7 +153,7 @@ def test_when_and_how_often(pretrained):
             reference="posterior",
             seed=0,
             num_workers=2,
-            refinement={"num_steps": 200, "learning_rate": 5e-4},
+            refine_settings={"num_steps": 200, "learning_rate": 5e-4},
             show_progress_bars=False,
         )
         gains[stages] = gain.difference, gain.difference_stderr
@@ -193,7 +193,7 @@ def test_people_who_lapse_more_than_the_model_knows(pretrained):
             reference="posterior",
             seed=0,
             num_workers=2,
-            refinement={"num_steps": 150, "learning_rate": 5e-4},
+            refine_settings={"num_steps": 150, "learning_rate": 5e-4},
             show_progress_bars=False,
         )
         for label, gain in others.items():

@@ -62,7 +62,7 @@ def step_dad(path):
     torch.manual_seed(0)
     few = {"num_steps": 1, "batch_size": 8, "num_contrastive": 7, "num_particles": 100, "num_held_out": 8}
     policy = DeepSetsPolicy(SIMULATOR, hidden_dim=4, summary_dim=2)
-    options = {"refinement": few, "show_progress_bars": False, "seed": 0}
+    options = {"refine_settings": few, "show_progress_bars": False, "seed": 0}
     return StepDAD(policy, SIMULATOR, 8, (4,), path, **options)
 
 

@@ -64,5 +64,5 @@ def test_the_future_does_not_reach_the_past():
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match=r"width \(7\) must be a multiple of num_heads \(2\)"):
+    with pytest.raises(ValueError, match=r"hidden_dim \(7\) must be a multiple of num_heads \(2\)"):
         CausalBlock(7, 2)

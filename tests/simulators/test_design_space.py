@@ -191,11 +191,11 @@ def test_a_copy_behaves_as_the_original():
         (
             lambda: DesignSpace(constraints.interval(torch.zeros(2), torch.ones(2)), dim=3),
             ValueError,
-            "no space of 3 design values",
+            "does not describe 3 design values",
         ),
         (lambda: DesignSpace(constraints.interval(1.0, 0.0)), ValueError, "lower bounds lie below upper"),
         (lambda: DesignSpace(constraints.real, loc=torch.zeros(2)), ValueError, "must agree"),
-        (lambda: DesignSpace(constraints.simplex), ValueError, "no space of 1 design values"),
+        (lambda: DesignSpace(constraints.simplex), ValueError, "does not describe 1 design values"),
     ],
 )
 def test_what_is_no_space_is_refused(build, error, message):

@@ -75,7 +75,7 @@ SAVED = {
         lambda path: load_policy(path, SIMULATOR),
     ),
     "transformer": (
-        lambda path: TransformerPolicy(SIMULATOR, 3, width=8, num_layers=1, num_heads=1).save(path),
+        lambda path: TransformerPolicy(SIMULATOR, 3, hidden_dim=8, num_layers=1, num_heads=1).save(path),
         lambda path: load_policy(path, SIMULATOR),
     ),
     "static": (lambda path: StaticPolicy(SIMULATOR, 3).save(path), lambda path: load_policy(path, SIMULATOR)),
@@ -112,7 +112,7 @@ def write_adaptive(path):
 def write_step_dad(path):
     policy = DeepSetsPolicy(SIMULATOR, hidden_dim=4, summary_dim=2)
     few = {"num_steps": 1, "batch_size": 8, "num_contrastive": 7, "num_particles": 100, "num_held_out": 8}
-    experiment = StepDAD(policy, SIMULATOR, 3, (1,), refinement=few, seed=1, show_progress_bars=False)
+    experiment = StepDAD(policy, SIMULATOR, 3, (1,), refine_settings=few, seed=1, show_progress_bars=False)
     for _ in range(2):
         experiment.record(experiment.next_design().sum(-1, keepdim=True).abs())
     experiment.save(path)

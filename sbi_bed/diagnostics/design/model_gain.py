@@ -56,6 +56,7 @@ def model_information_gain(
     horizon: int,
     num_rollouts: int = 2000,
     num_contrastive: int = 10_000,
+    *,
     seed: int | None = None,
 ) -> ModelInformationGain:
     """Simulate experiments under a policy, and see how well they tell the models apart.
@@ -69,7 +70,7 @@ def model_information_gain(
         seed: Seed; the global generator if None.
 
     Raises:
-        TypeError: If `mixture` is no `ModelMixture`.
+        TypeError: If `mixture` is not a `ModelMixture`.
         ValueError: If a model has no likelihood, or a number is out of range.
 
     Example:

@@ -1,7 +1,7 @@
-r"""Bounds from contrastive samples that know the history, for gains of any size.
+r"""Bounds from contrastive samples drawn near each history's posterior, for gains of any size.
 
-Where a history h tells much more than log L nats, none of L prior draws falls where its posterior is: sPCE then stands at
-log(L + 1), and sNMC is far above. Draws of a proposal q(θ | h) near the posterior fall there, and count with a weight
+Where a history h tells much more than log L nats, none of L prior draws falls where its posterior is: sPCE is then
+log(L + 1), and sNMC is far above. Draws of a proposal q(θ | h) near the posterior fall there, and get a weight
 (Foster et al. 2020, arXiv 1911.00294): with θ_1, …, θ_L ~ q(θ | h) and w(θ) = p(θ) / q(θ | h)
 
     ACE  = E[ log p(h | θ_0) − log 1/(L+1) Σ_{l=0..L} w(θ_l) p(h | θ_l) ]  ≤  EIG,
@@ -121,7 +121,7 @@ def _proposals(
 def _posterior_particles(
     simulator: DesignSimulator, prior: Distribution, transform: Any, designs: Tensor, outcomes: Tensor, num: int
 ) -> ParticleBelief:
-    """Beliefs (B, num) in the posteriors of histories (B, T, ·), each carried there from the prior at one go."""
+    """Beliefs (B, num) in the posteriors of histories (B, T, ·), tempered from the prior over all trials at once."""
 
     def log_prior(theta: Tensor) -> Tensor:
         return prior_log_prob(prior, theta)

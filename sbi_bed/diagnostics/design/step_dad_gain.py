@@ -1,4 +1,4 @@
-r"""What refinement in mid-experiment is worth: gains with and without it, on the same experiments.
+r"""What refining the policy during an experiment is worth: gains with and without it, on the same experiments.
 
 The gain of an experiment splits at the refinements τ_1 < … < τ_K (arXiv 2507.14057),
 
@@ -31,6 +31,7 @@ from ...simulators.rollout import rollout
 from ...utils.checks import check_count
 from ...utils.history import continue_history, empty_history
 from ...utils.parallel import run_seeded
+from ...utils.renamed import renamed_arguments
 from ...utils.seeding import seeded
 from .information_gain import expected_information_gain
 
@@ -85,6 +86,7 @@ class StepDADGain:
         )
 
 
+@renamed_arguments(refinement="refine_settings")
 @torch.no_grad()
 def step_dad_information_gain(
     policy: Any,
@@ -100,7 +102,7 @@ def step_dad_information_gain(
     num_shared_rollouts: int = 1000,
     seed: int | None = None,
     num_workers: int = 1,
-    refinement: dict[str, Any] | None = None,
+    refine_settings: dict[str, Any] | None = None,
     show_progress_bars: bool = True,
 ) -> StepDADGain:
     """Run Step-DAD in simulation and compare it with the unrefined policy on the same histories.
@@ -121,7 +123,7 @@ def step_dad_information_gain(
         num_shared_rollouts: Rollouts behind the shared part.
         seed: Seed; the global generator if None. Each deployment has its own, so that workers change no figure.
         num_workers: Processes that share the deployments; see `run_seeded`.
-        refinement: Arguments of `refine_policy` (num_steps, batch_size, sample_with, …).
+        refine_settings: Arguments of `refine_policy` (num_steps, batch_size, sample_with, …).
         show_progress_bars: Whether to show progress.
 
     Raises:
@@ -141,7 +143,7 @@ def step_dad_information_gain(
         ...     num_rollouts=32,
         ...     num_shared_rollouts=32,
         ...     seed=0,
-        ...     refinement={"num_steps": 2, "num_particles": 256},
+        ...     refine_settings={"num_steps": 2, "num_particles": 256},
         ...     show_progress_bars=False,
         ... )  # in earnest 32 experiments, and 300 steps
         >>> gain.refined_samples.shape
@@ -154,11 +156,11 @@ def step_dad_information_gain(
         raise ValueError(f'reference must be "prior" or "posterior", got {reference!r}.')
     if num_reference is None:
         num_reference = 1_000_000 if reference == "prior" else 16_384
-    judge = partial(
+    reference_of = partial(
         _Reference, simulator, truth, reference, check_count(num_reference, "num_reference", 4), num_rollouts
     )
-    quiet = {"show_progress_bars": False, **(refinement or {})}  # there is a bar for all deployments
-    deploy = partial(_one_experiment, policy, simulator, truth or simulator, num_trials, stages, judge, quiet)
+    quiet = {"show_progress_bars": False, **(refine_settings or {})}  # there is a bar for all deployments
+    deploy = partial(_one_experiment, policy, simulator, truth or simulator, num_trials, stages, reference_of, quiet)
     with seeded(seed):
         results = run_seeded(
             deploy,
@@ -191,7 +193,7 @@ def _one_experiment(
     horizon: int,
     stages: tuple[int, ...],
     reference_of: Callable[[Tensor, Tensor], _Reference],
-    refinement: dict[str, Any],
+    refine_settings: dict[str, Any],
     _: int,
 ) -> tuple[tuple[float, float, float, float], list[bool]]:
     """(refined gain, unrefined gain, noise of their difference, reference size) after the first stage; which were kept."""
@@ -204,7 +206,7 @@ def _one_experiment(
         if stage > stages[0]:
             reference = reference_of(history, theta)
         with torch.enable_grad():
-            step = refine_policy(current, simulator, horizon, history, **refinement)
+            step = refine_policy(current, simulator, horizon, history, **refine_settings)
         current = step.policy
         kept.append(step.accepted)
         # A policy that was kept as it is has the very gain of its twin.

@@ -1,8 +1,8 @@
 """The journal of a live experiment: an append-only file in which every answered call is on the disk.
 
 A journal is text, one JSON object a line: first a header that says what the experiment is, then one entry for each
-event (a trial, a new policy, a stop). Each line carries the CRC-32 of its entry, so that damage is noticed; a line
-without its end is what a crash leaves of a write that was never acknowledged, and is dropped. Numbers are written so
+event (a trial, a new policy, a stop). Each line carries the CRC-32 of its entry, so that damage is noticed. A line
+without its end is what a crash leaves of a write that was never acknowledged; it is dropped. Numbers are written so
 that they read back bit for bit. Weights are `torch.save`d, in base64, and read with `weights_only=True`: no code in a
 journal is ever run.
 """
@@ -51,7 +51,8 @@ class Journal:
     """A journal open for writing, locked against other processes.
 
     Use `Journal.create` for a new file and `Journal.open` to go on with one. Where there are no such locks (Windows, some
-    network drives) nobody is refused when opening, but whoever was overtaken is when appending: no entry is overwritten.
+    network drives) two processes can open one file. The first to append then goes on, the other gets an error: no entry is
+    overwritten.
 
     Attributes:
         path: The file.

@@ -1,4 +1,4 @@
-"""Experiments as files: what `AdaptiveExperiment` and its kin share about journals, and policies as plain data."""
+"""Saving and loading of experiments, with or without a journal; policies as plain data."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class SavedExperiment:
             policy: Policy whose weights the file's replace (in a copy); needed for one that is not of this package.
             journal: Go on journalling into the file. With False the file is only read, neither locked nor changed, and
                 what is recorded later is kept in memory.
-            **options: What a file cannot hold: `design_cost`, a `stop_when` of one's own.
+            **options: What a file cannot hold: `design_cost`, a user's own `stop_when`.
 
         Raises:
             FileNotFoundError: If there is no such file.

@@ -26,7 +26,7 @@ from ...utils.seeding import seeded
 from ...utils.smc import ParticleBelief, assimilate, sample_populations
 from ...utils.transforms import to_unconstrained
 from ...utils.warn_user import warn_user
-from .likelihood_posterior import effective_sample_size
+from .likelihood_posterior import chain_sample_size
 
 __all__ = ["BatchedPosteriors", "batched_posteriors", "split_rhat"]
 
@@ -135,7 +135,7 @@ def _report(draws: Tensor) -> BatchedPosteriors:
     """The result for draws (n, B, populations, particles, P)."""
     populations = draws.permute(0, 3, 1, 4, 2).flatten(0, 1)  # (n · particles, B, P, populations)
     rhat = split_rhat(populations)
-    size = torch.stack([effective_sample_size(one.flatten(1, 2).transpose(0, 1)) for one in draws.unbind(1)])
+    size = torch.stack([chain_sample_size(one.flatten(1, 2).transpose(0, 1)) for one in draws.unbind(1)])
     bad = (rhat > _HIGH_RHAT).any(-1)
     if bad.any():
         first = int(bad.nonzero()[0])

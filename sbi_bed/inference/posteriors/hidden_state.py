@@ -1,8 +1,8 @@
-r"""The hidden state of a run in mid-course, given its history and parameters, where no likelihood says what it is.
+r"""The hidden state of a run after some trials, given its history and parameters; no likelihood is needed.
 
-For each θ several runs are simulated along the designs of the history, and the one whose outcomes come closest is kept
-(approximate Bayesian computation with a nearest neighbour, for each θ by itself, so that the distribution of θ stays what
-it was). Distances are in outcomes as nets read them, over their standard deviation among the runs, trial by trial.
+For each θ several runs are simulated with the designs of the history, and the one whose outcomes come closest is kept.
+This is approximate Bayesian computation with a nearest neighbour, for each θ by itself: the distribution of θ does not
+change. Distances are in outcomes as nets read them, over their standard deviation among the runs, trial by trial.
 """
 
 from __future__ import annotations

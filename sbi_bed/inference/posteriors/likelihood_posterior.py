@@ -1,4 +1,4 @@
-r"""From a history to an ordinary posterior of sbi, where the simulator has a likelihood.
+r"""The posterior given a history, as an ordinary posterior of sbi; the simulator must have a likelihood.
 
 All three ways of sampling start from sequential Monte Carlo over the trials, which is quick, finds several modes, and
 gives the evidence p(h) = Π_t p(y_t | h_{t−1}):
@@ -33,7 +33,7 @@ from .defensive_proposal import DefensiveProposal
 from .history_potential import HistoryPotential
 from .predictive_check import PredictiveCheck, history_beliefs, predictive_check
 
-__all__ = ["PosteriorReport", "SMCPosterior", "effective_sample_size", "likelihood_posterior"]
+__all__ = ["PosteriorReport", "SMCPosterior", "chain_sample_size", "likelihood_posterior"]
 
 _SAMPLERS = ("mcmc", "importance", "smc")
 
@@ -60,7 +60,7 @@ class PosteriorReport:
 def likelihood_posterior(
     simulator: DesignSimulator,
     history: Tensor,
-    sample_with: str = "mcmc",
+    sample_with: str = "smc",
     *,
     num_particles: int = 4096,
     proposal: Any = None,
@@ -73,7 +73,7 @@ def likelihood_posterior(
     Args:
         simulator: Experiment with a likelihood.
         history: Shape (n, D + O + 1) or (1, n, D + O + 1), padded or not; with no trials the posterior is the prior.
-        sample_with: "mcmc", "importance" or "smc".
+        sample_with: "smc", "importance" or "mcmc".
         num_particles: Particles of sequential Monte Carlo, and weighted draws for the evidence of "importance".
         proposal: For "importance" the proposal, for "mcmc" where chains start: a distribution with `sample` and
             `log_prob`. Adapted to the history if None.
@@ -93,7 +93,7 @@ def likelihood_posterior(
     Example:
         >>> from sbi_bed.simulators import LocationFinding
         >>> history = torch.tensor([[0.0, 0.0, 2.0, 1.0], [1.0, 0.0, 0.5, 1.0]])
-        >>> posterior = likelihood_posterior(LocationFinding(), history, "smc", seed=0)
+        >>> posterior = likelihood_posterior(LocationFinding(), history, seed=0)
         >>> posterior.sample((100,)).shape
         torch.Size([100, 2])
     """
@@ -116,7 +116,7 @@ def likelihood_posterior(
 
 
 class _HistoryPosterior(NeuralPosterior):
-    """What the three have in common: another history means new inference, and there is a report."""
+    """Common to all three: another history means new inference, and there is a report."""
 
     sample_with: str
     potential_fn: HistoryPotential
@@ -161,7 +161,7 @@ class _HistoryPosterior(NeuralPosterior):
         return last
 
     def _at(self, x: Tensor | None) -> Any:
-        """This posterior, or its like at another history."""
+        """This posterior, or a copy of it for another history."""
         default = self.default_x
         if x is None or (default is not None and torch.equal(self.potential_fn.as_history(x).to(default), default)):
             self.potential_fn.set_x(default)
@@ -301,7 +301,7 @@ class _MCMCPosterior(_HistoryPosterior, MCMCPosterior):
         per_chain = -(-sample_shape.numel() // num_chains)
         rows = theta.reshape(-1, theta.shape[-1])
         whole = rows[: len(rows) // per_chain * per_chain].reshape(-1, per_chain, theta.shape[-1])
-        self._ess = effective_sample_size(whole).min().item()
+        self._ess = chain_sample_size(whole).min().item()
         return theta
 
     @property
@@ -311,8 +311,8 @@ class _MCMCPosterior(_HistoryPosterior, MCMCPosterior):
         return self._ess  # pyright: ignore[reportReturnType]
 
 
-def effective_sample_size(chains: Tensor) -> Tensor:
-    """Effective sample size (P,) of chains (C, n, P): C n / (1 + 2 Σ ρ_k) with Geyer's initial positive sequence.
+def chain_sample_size(chains: Tensor) -> Tensor:
+    """Independent draws (P,) that chains (C, n, P) are worth: C n / (1 + 2 Σ ρ_k), Geyer's initial positive sequence.
 
     Autocorrelations are taken about the mean of all chains, so that chains stuck in different places count as few.
     """

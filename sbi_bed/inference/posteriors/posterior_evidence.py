@@ -32,7 +32,7 @@ from ...simulators.base import prior_log_prob
 from ...simulators.models.model_family import as_log_prior
 from ...utils.checks import as_finite_tensor, check_count
 from ...utils.seeding import seeded
-from ...utils.smc import effective_sample_size
+from ...utils.smc import weights_sample_size
 from ...utils.student_t import log_student_t
 from ...utils.transforms import to_unconstrained
 from .model_probabilities import ModelProbabilities
@@ -122,7 +122,7 @@ def posterior_evidence(
             "does not belong to this model, or its training did not reach such data."
         )
     log_mean = log_weights.logsumexp(0) - math.log(num_samples)
-    weights, sizes = (log_weights - log_mean).exp(), effective_sample_size(log_weights.T)
+    weights, sizes = (log_weights - log_mean).exp(), weights_sample_size(log_weights.T)
     if method == "importance":
         return Evidence(log_mean, weights.std(0) / math.sqrt(num_samples), sizes)
     return Evidence(log_weights.mean(0), log_weights.std(0) / math.sqrt(num_samples), sizes)
@@ -186,7 +186,7 @@ def _adapted(
             continue
         # Far from the posterior, weights can be alike and the size large; but then the evidence still grows.
         change = (log_weights.logsumexp(0) - weights[-1].logsumexp(0)).abs()
-        small = effective_sample_size(log_weights.T) < num / 10
+        small = weights_sample_size(log_weights.T) < num / 10
         poor = small | ~(change < 0.2)
         lost[rows] = small | ~(change < 2)
         if not poor.any():

@@ -9,7 +9,7 @@ With h_t the history after t trials and n trials in all:
    predictive density is no larger than the observed one's, ties broken at random. Under the right model the U_t are
    independent and uniform whatever adaptive policy chose the designs; −2 Σ_t log U_t ~ χ²(2n) (Fisher).
 3. **Prior conflict**: the same, with a density ratio in place of the density: U_t is the probability of an outcome that
-   speaks at least as loudly as the observed one for a wider prior, by p_wide(y | h_{t−1}, ξ_t) / p(y | h_{t−1}, ξ_t),
+   supports a wider prior at least as strongly as the observed one, by p_wide(y | h_{t−1}, ξ_t) / p(y | h_{t−1}, ξ_t),
    where the wide prior has three times the prior's spread in unconstrained coordinates. The ratio does not depend on
    the units of the outcome, and is the sharpest statistic against that alternative (Neyman & Pearson). The first
    trials meet the prior most, so they weigh most: Σ_t Φ⁻¹(U_t)/√t, standardised, is normal (Stouffer).

@@ -48,8 +48,8 @@ class HistoryEmbedding(nn.Module):
         rounds: Nets of the rounds.
 
     Raises:
-        TypeError: If `simulator` is no `DesignSimulator`, or a size no whole number.
-        ValueError: If a size is below 1, or `hidden_dim` no multiple of `num_heads`.
+        TypeError: If `simulator` is not a `DesignSimulator`, or a size is not a whole number.
+        ValueError: If a size is below 1, or `hidden_dim` is not a multiple of `num_heads`.
 
     Example:
         >>> from sbi_bed.policies import RandomPolicy

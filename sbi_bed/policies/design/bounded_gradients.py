@@ -2,12 +2,12 @@ r"""A policy whose designs pass on gradients of bounded size.
 
 A bound on the information gain can be very steep in a few histories (a sensor that lands on its source), and the mean
 gradient of a batch is then that of those few. Here the gradient that one history sends into one design is scaled down to
-a largest norm, measured in the free coordinates that the policy's net speaks in:
+a largest norm, measured in free coordinates, the output of the policy's net:
 
     g ← g · min(1, c / (B ‖∂ξ/∂u · g‖)),   for a loss that is a mean over B histories.
 
-It is gradient clipping (Pascanu et al. 2013) taken apart into histories and trials. Directions of single terms stay; the
-mean is biased towards what most histories say.
+It is gradient clipping (Pascanu et al. 2013), applied to each history and trial by itself. Directions of single terms
+stay; the mean is biased towards the majority of the histories.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from .one_step_gain import (
 __all__ = ["GreedyPolicy", "GreedyState"]
 
 _MAX_ELEMENTS = 2**22  # likelihoods computed at a time, which bounds memory
-_STREAM = 5_000_011  # keeps the policy's random numbers apart from those of whoever simulates under the same small seed
+_STREAM = 5_000_011  # keeps the policy's random numbers apart from those of a simulation with the same small seed
 
 
 class GreedyState(NamedTuple):
@@ -131,12 +131,21 @@ class GreedyPolicy(Policy):
         ess_threshold: float = 0.05,
         seed: int = 0,
     ):
-        options = {
-            name: value
-            for name, value in locals().items()
-            if name not in ("self", "simulator", "candidates", "__class__")
-        }
-        super().__init__(simulator, candidates=None, **options)
+        super().__init__(
+            simulator,
+            candidates=None,
+            objective=objective,
+            of=of,
+            num_particles=num_particles,
+            num_candidates=num_candidates,
+            num_starts=num_starts,
+            num_steps=num_steps,
+            learning_rate=learning_rate,
+            num_inner=num_inner,
+            num_outer=num_outer,
+            ess_threshold=ess_threshold,
+            seed=seed,
+        )
         _check_suits(simulator, objective, of)
         if not 0 < ess_threshold <= 1:
             raise ValueError(f"ess_threshold must lie in (0, 1], got {ess_threshold}.")

@@ -16,7 +16,7 @@ __all__ = ["RandomPolicy"]
 
 
 class RandomPolicy(Policy):
-    """Draws from torch's global generator: any candidate, uniform between bounds, else the space's own normal.
+    """Random designs: any candidate, uniform between bounds, else the space's own normal; by torch's global generator.
 
     Args:
         simulator: The experiment to design.
@@ -37,7 +37,7 @@ class RandomPolicy(Policy):
         super().__init__(simulator)
         if distribution is not None and self.design_space.depends_on_history:
             raise ValueError(
-                "the design space depends on the history, and a distribution of one's own does not; leave it out to draw "
+                "the design space depends on the history, but distribution= does not; leave it out to draw "
                 "from the space."
             )
         self.distribution = distribution
@@ -57,7 +57,7 @@ class RandomPolicy(Policy):
         return (space or self.design_space).sample(state)
 
     def save(self, path: str | Path) -> None:
-        """Save, unless designs come from a distribution of the user's own, which is no plain data."""
+        """Save, unless designs come from a user's distribution, which is not plain data."""
         if self.distribution is not None:
             raise ValueError("a RandomPolicy with a distribution of its own cannot be saved; build it again instead.")
         super().save(path)

@@ -19,18 +19,19 @@ from ...neural_nets.trial_features import TrialFeatures
 from ...simulators.base import DesignSimulator
 from ...simulators.design_space import DesignSpace
 from ...utils.checks import check_count
+from ...utils.renamed import renamed_arguments
 from ..base import Policy
 
 __all__ = ["TransformerPolicy"]
 
 
 class _State(NamedTuple):
-    summary: Tensor  # the newest token, (*batch, width)
+    summary: Tensor  # the newest token, (*batch, hidden_dim)
     caches: tuple[tuple[Tensor, Tensor], ...]
 
     @property
     def num_trials(self) -> int:
-        return self.caches[0][0].shape[-2] - 1  # the start token is no trial
+        return self.caches[0][0].shape[-2] - 1  # the start token is not a trial
 
 
 class TransformerPolicy(Policy):
@@ -39,15 +40,15 @@ class TransformerPolicy(Policy):
     Args:
         simulator: The experiment to design.
         horizon: Largest number of trials.
-        width: Size of a token.
+        hidden_dim: Size of a token.
         num_layers: Number of attention blocks.
         num_heads: Attention heads of each.
 
     Attributes:
         features: What is read of a trial.
-        embed: Linear map of it into the width.
-        start: Token before the first trial, (width,).
-        position: Embedding of places, (horizon, width).
+        embed: Linear map of it into that size.
+        start: Token before the first trial, (hidden_dim,).
+        position: Embedding of places, (horizon, hidden_dim).
         blocks: Attention blocks.
         head: Net to the free coordinates of a design.
 
@@ -58,18 +59,19 @@ class TransformerPolicy(Policy):
         torch.Size([5, 2])
     """
 
+    @renamed_arguments(width="hidden_dim")
     def __init__(
-        self, simulator: DesignSimulator, horizon: int, width: int = 64, num_layers: int = 1, num_heads: int = 4
+        self, simulator: DesignSimulator, horizon: int, hidden_dim: int = 64, num_layers: int = 1, num_heads: int = 4
     ):
         horizon = check_count(horizon, "horizon")
-        super().__init__(simulator, horizon=horizon, width=width, num_layers=num_layers, num_heads=num_heads)
+        super().__init__(simulator, horizon=horizon, hidden_dim=hidden_dim, num_layers=num_layers, num_heads=num_heads)
         self.horizon = horizon
         self.features = TrialFeatures(simulator)
-        self.embed = nn.Linear(self.features.output_dim, width)
-        self.start = nn.Parameter(0.1 * torch.randn(width))
-        self.position = nn.Parameter(0.1 * torch.randn(horizon, width))
-        self.blocks = nn.ModuleList(CausalBlock(width, num_heads) for _ in range(num_layers))
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.design_space.free_dim))
+        self.embed = nn.Linear(self.features.output_dim, hidden_dim)
+        self.start = nn.Parameter(0.1 * torch.randn(hidden_dim))
+        self.position = nn.Parameter(0.1 * torch.randn(horizon, hidden_dim))
+        self.blocks = nn.ModuleList(CausalBlock(hidden_dim, num_heads) for _ in range(num_layers))
+        self.head = nn.Sequential(nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, self.design_space.free_dim))
 
     def initial_state(self, batch_shape: Sequence[int] = ()) -> _State:
         """State after the learned start token."""

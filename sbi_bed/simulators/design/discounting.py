@@ -1,12 +1,18 @@
-r"""Choices between money now and more money later: what models of discounting share.
+r"""Choices between money now and more money later: what models of discounting share, and three of them.
 
-A person chooses between R now and 100 after D days. With discount rate k, choice noise α, and V_1(k, D) what the later
+A person chooses between R now and 100 after D > 0 days. With discount rate k, choice noise α, and V_1 what the later
 reward is worth today,
 
     V_0 = R,   p(y = 1: prefers later) = ε + (1 − 2ε) Φ((V_1 − V_0) / α),   ε = 0.01,
     log k ~ N(−4.25, 1.5²),   α ~ |N(0, 2²)|.
 
-The link is the normal distribution function Φ. Models differ in V_1: `HyperbolicDiscounting`, `ExponentialDiscounting`.
+The link is the normal distribution function Φ. The models differ in V_1:
+
+- hyperbolic (Mazur 1987; as a design benchmark in arXiv 2103.02438 and 2507.14057): V_1 = 100 / (1 + k D). DAD's own
+  program uses erf without the √2, a steeper link than Φ: its published 5.02 nats belong to that;
+- exponential (Samuelson 1937): V_1 = 100 exp(−k D). The same share of value is lost with every day;
+- present-biased (Phelps and Pollak 1968; Laibson 1997): V_1 = 100 β exp(−k D), β ~ Beta(4, 1). This is quasi-hyperbolic
+  discounting with present bias β and daily discount factor δ = exp(−k). With β = 1 it is exponential discounting.
 """
 
 from __future__ import annotations
@@ -16,12 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, HalfNormal, Normal, constraints
+from torch.distributions import Beta, Distribution, HalfNormal, Normal, constraints
 
 from ..base import DesignSimulator
 from ..design_space import DesignSpace
 
-__all__ = ["Discounting"]
+__all__ = ["Discounting", "ExponentialDiscounting", "HyperbolicDiscounting", "PresentBiasedDiscounting"]
 
 
 class Discounting(DesignSimulator, ABC):
@@ -84,6 +90,82 @@ class Discounting(DesignSimulator, ABC):
         return torch.log(self.lapse + (1 - 2 * self.lapse) * chosen)
 
 
+class HyperbolicDiscounting(Discounting):
+    """Choices between an immediate and a delayed reward whose value falls as a hyperbola of delay.
+
+    Theta is (log k, α), k in 1/days and α in reward units; a design is (immediate reward R in (0, 100), delay D > 0 in
+    days); an outcome is 1 where the later reward is preferred, else 0.
+
+    Args:
+        prior: Distribution of (log k, α); the one of `Discounting` if None.
+        lapse: ε, the probability of each answer that has nothing to do with the question, in [0, ½).
+        design_space: Questions (R, D) that may be asked, as for `Discounting`.
+
+    Example:
+        >>> question, now = torch.tensor([[50.0, 30.0]]), torch.tensor([[0.0]])
+        >>> theta = torch.tensor([0.05, 1.0]).log()  # a reward of 100 in 30 days is worth 100 / (1 + 1.5) = 40 now
+        >>> round(HyperbolicDiscounting().log_likelihood(theta, question, now).exp().item(), 3)
+        0.99
+    """
+
+    def later_value(self, log_k: Tensor, delay: Tensor) -> Tensor:
+        """V_1 = 100 / (1 + k D), shape (...), for log k (...) and delay (...)."""
+        return self.delayed_reward / (1 + log_k.exp() * delay)
+
+
+class ExponentialDiscounting(Discounting):
+    """Choices between an immediate and a delayed reward whose value falls exponentially with delay.
+
+    Theta is (log k, α), k in 1/days and α in reward units; a design is (immediate reward R in (0, 100), delay D > 0 in
+    days); an outcome is 1 where the later reward is preferred, else 0.
+
+    Args:
+        prior: Distribution of (log k, α); the one of `Discounting` if None.
+        lapse: ε, the probability of each answer that has nothing to do with the question, in [0, ½).
+        design_space: Questions (R, D) that may be asked, as for `Discounting`.
+
+    Example:
+        >>> question, now = torch.tensor([[50.0, 30.0]]), torch.tensor([[0.0]])
+        >>> theta = torch.tensor([0.05, 1.0]).log()  # a reward of 100 in 30 days is worth 100 e^(−1.5) = 22 now
+        >>> round(ExponentialDiscounting().log_likelihood(theta, question, now).exp().item(), 3)
+        0.99
+    """
+
+    def later_value(self, log_k: Tensor, delay: Tensor) -> Tensor:
+        """V_1 = 100 exp(−k D), shape (...), for log k (...) and delay (...)."""
+        return self.delayed_reward * (-log_k.exp() * delay).exp()
+
+
+class PresentBiasedDiscounting(ExponentialDiscounting):
+    """Choices between an immediate and a delayed reward that loses a share 1 − β at once, and the rest exponentially.
+
+    Theta is (log k, α, β), k in 1/days, α in reward units and β in [0, 1]; a design is (immediate reward R in (0, 100),
+    delay D > 0 in days); an outcome is 1 where the later reward is preferred, else 0. `later_value` is without the bias.
+
+    Args:
+        prior: Distribution of (log k, α, β); the one above if None.
+        lapse: ε, the probability of each answer that has nothing to do with the question, in [0, ½).
+        design_space: Questions (R, D) that may be asked, as for `Discounting`.
+
+    Raises:
+        ValueError: If `lapse` is out of range, or designs have not two values.
+
+    Example:
+        >>> question, now = torch.tensor([[50.0, 30.0]]), torch.tensor([[0.0]])
+        >>> theta = torch.tensor([-9.0, 5.0, 0.4])  # hardly any discounting by the day, but 100 later is worth 40 now
+        >>> round(PresentBiasedDiscounting().log_likelihood(theta, question, now).exp().item(), 3)
+        0.969
+    """
+
+    def __init__(self, prior: Distribution | None = None, lapse: float = 0.01, design_space: Any = None):
+        super().__init__(_default_prior(with_bias=True) if prior is None else prior, lapse, design_space)
+
+    def scaled_preference(self, theta: Tensor, design: Tensor) -> Tensor:
+        """(V_1 − V_0) / α, shape (...), for theta (..., 3) and design (..., 2)."""
+        (log_k, noise, bias), (reward, delay) = theta.unbind(-1), design.unbind(-1)
+        return (bias * self.later_value(log_k, delay) - reward) / noise.clamp_min(1e-6)
+
+
 def _all_questions(delayed_reward: float) -> DesignSpace:
     reward, delay = constraints.interval(0.0, delayed_reward), constraints.positive
     return DesignSpace(
@@ -94,9 +176,10 @@ def _all_questions(delayed_reward: float) -> DesignSpace:
     )
 
 
-def _default_prior() -> Distribution:
+def _default_prior(with_bias: bool = False) -> Distribution:
     from sbi.utils import MultipleIndependent
 
-    return MultipleIndependent(
-        [Normal(torch.tensor([-4.25]), torch.tensor([1.5])), HalfNormal(torch.tensor([2.0]))], validate_args=False
-    )
+    parts = [Normal(torch.tensor([-4.25]), torch.tensor([1.5])), HalfNormal(torch.tensor([2.0]))]
+    if with_bias:
+        parts.append(Beta(torch.tensor([4.0]), torch.tensor([1.0])))
+    return MultipleIndependent(parts, validate_args=False)

@@ -32,7 +32,7 @@ def test_a_poor_second_design_is_mended():
         num_rollouts=4000,
         num_shared_rollouts=2000,
         seed=0,
-        refinement={**REFINEMENT, "learning_rate": 0.1},
+        refine_settings={**REFINEMENT, "learning_rate": 0.1},
         show_progress_bars=False,
     )
     precision = 1 + first**2 / 0.25
@@ -51,7 +51,7 @@ def test_what_is_not_refined_has_exactly_its_twins_gain():
     harmful = {**REFINEMENT, "num_steps": 1, "learning_rate": 1e-12}
     settings = {"num_reference": 5000, "num_rollouts": 200, "num_shared_rollouts": 100, "seed": 0}
     gain = step_dad_information_gain(
-        policy, simulator, 3, (1,), 3, refinement=harmful, show_progress_bars=False, **settings
+        policy, simulator, 3, (1,), 3, refine_settings=harmful, show_progress_bars=False, **settings
     )
     assert gain.accepted == 0 and gain.difference == 0 and gain.noise_samples.max() == 0
 
@@ -61,7 +61,7 @@ def test_two_refinements_run_to_the_end():
     settings = {"num_reference": 5000, "num_rollouts": 200, "num_shared_rollouts": 100, "seed": 0}
     quick = {**REFINEMENT, "num_steps": 20}
     gain = step_dad_information_gain(
-        StaticPolicy(simulator, 4), simulator, 4, (0, 2), 2, refinement=quick, show_progress_bars=False, **settings
+        StaticPolicy(simulator, 4), simulator, 4, (0, 2), 2, refine_settings=quick, show_progress_bars=False, **settings
     )
     assert gain.shared.lower == 0 and torch.isfinite(gain.refined_samples).all()
     assert gain.refined > gain.unrefined - 4 * float(gain.noise_samples.mean())
@@ -73,7 +73,7 @@ def test_particles_judge_as_weighted_prior_draws_do():
     precision = 1 + float(policy.design_space.from_free(policy.free[0, :1]).detach()) ** 2 / 0.25
     second = float(policy.design_space.from_free(policy.free[0, 1:]).detach())
     settings = {"num_rollouts": 4000, "num_shared_rollouts": 100, "seed": 0, "show_progress_bars": False}
-    settings["refinement"] = {**REFINEMENT, "num_steps": 1, "learning_rate": 1e-12}
+    settings["refine_settings"] = {**REFINEMENT, "num_steps": 1, "learning_rate": 1e-12}
     gain = step_dad_information_gain(policy, simulator, 2, (1,), 3, reference="posterior", **settings)
     expected = half_log((precision + second**2 / 0.25) / precision)
     assert (gain.unrefined_samples - expected).abs().max() < 0.06 and gain.reference_sizes.min() > 1000
@@ -101,7 +101,7 @@ def test_a_truth_apart_from_the_model_is_judged_by_the_models_posterior():
         num_rollouts=200,
         num_shared_rollouts=4000,
         seed=0,
-        refinement={**REFINEMENT, "num_steps": 1, "learning_rate": 1e-12},
+        refine_settings={**REFINEMENT, "num_steps": 1, "learning_rate": 1e-12},
         show_progress_bars=False,
     )
     assert abs(gain.shared.lower - closed_form(1)) < 4 * gain.shared.lower_stderr
@@ -120,7 +120,7 @@ def test_workers_change_no_figure():
     simulator = LinearGaussian(noise_sd=0.5)
     policy = StaticPolicy(simulator, 2)
     settings = {"num_reference": 2000, "num_rollouts": 100, "num_shared_rollouts": 50, "seed": 0}
-    settings["refinement"] = {**REFINEMENT, "num_steps": 5, "num_held_out": 100}
+    settings["refine_settings"] = {**REFINEMENT, "num_steps": 5, "num_held_out": 100}
     one, two = (
         step_dad_information_gain(policy, simulator, 2, (1,), 3, show_progress_bars=False, num_workers=num, **settings)
         for num in (1, 2)

@@ -14,7 +14,7 @@ from torch.distributions import Exponential, Independent, MultivariateNormal
 
 from sbi_bed.inference.posteriors.defensive_proposal import DefensiveProposal
 from sbi_bed.inference.posteriors.history_potential import HistoryPotential
-from sbi_bed.inference.posteriors.likelihood_posterior import effective_sample_size, likelihood_posterior
+from sbi_bed.inference.posteriors.likelihood_posterior import chain_sample_size, likelihood_posterior
 from sbi_bed.simulators import DesignSimulator, HyperbolicDiscounting, LocationFinding
 from sbi_bed.simulators.base import prior_log_prob
 from sbi_bed.utils.history import pack_history
@@ -199,10 +199,10 @@ def test_effective_sample_size_of_chains():
     for t in range(1, length):
         chains[:, t] = rho * chains[:, t - 1] + noise[:, t]
     exact = 4 * length * (1 - rho) / (1 + rho)
-    assert ((effective_sample_size(chains) / exact - 1).abs() < 0.25).all()
+    assert ((chain_sample_size(chains) / exact - 1).abs() < 0.25).all()
     stuck = torch.randn(4, 500, 1) * 0.1 + torch.tensor([-1.0, -1.0, 1.0, 1.0])[:, None, None]
-    assert effective_sample_size(stuck) < 10
-    assert 0.8 < effective_sample_size(torch.randn(20, 50, 1)) / 1000 < 1.3
+    assert chain_sample_size(stuck) < 10
+    assert 0.8 < chain_sample_size(torch.randn(20, 50, 1)) / 1000 < 1.3
 
 
 def test_errors_say_what_was_given():

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from sbi_bed.utils.files import save_file
 SIMULATORS = {"location": LocationFinding, "discounting": HyperbolicDiscounting, "elasticity": ConstantElasticity}
 NETS = {
     "deep sets": lambda simulator: DeepSetsPolicy(simulator, hidden_dim=16, summary_dim=8),
-    "transformer": lambda simulator: TransformerPolicy(simulator, horizon=6, width=8, num_heads=2),
+    "transformer": lambda simulator: TransformerPolicy(simulator, horizon=6, hidden_dim=8, num_heads=2),
 }
 POLICIES = {
     **NETS,
@@ -166,8 +167,8 @@ def test_a_transformer_is_built_for_its_horizon():
         NETS["transformer"](simulator)(histories(simulator, 7, dtype=torch.float32))
     with pytest.raises(ValueError, match="horizon must be at least 1"):
         TransformerPolicy(simulator, 0)
-    with pytest.raises(ValueError, match=r"width \(6\) must be a multiple of num_heads \(4\)"):
-        TransformerPolicy(simulator, 3, width=6)
+    with pytest.raises(ValueError, match=r"hidden_dim \(6\) must be a multiple of num_heads \(4\)"):
+        TransformerPolicy(simulator, 3, hidden_dim=6)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -222,6 +223,20 @@ def test_random_policies_are_saved_unless_they_hold_a_distribution(tmp_path):
     assert isinstance(load_policy(tmp_path / "policy", simulator), RandomPolicy)
     with pytest.raises(ValueError, match="with a distribution of its own cannot be saved"):
         RandomPolicy(simulator, simulator.prior).save(tmp_path / "policy")
+
+
+def test_a_file_with_an_old_name_of_an_argument_is_loaded(tmp_path):
+    simulator = LocationFinding()
+    policy = TransformerPolicy(simulator, 3, hidden_dim=8)
+    policy.config["width"] = policy.config.pop("hidden_dim")  # as it was written before
+    policy.save(tmp_path / "policy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = load_policy(tmp_path / "policy", simulator)
+    history = torch.zeros(2, 1, 4)
+    assert again.config["hidden_dim"] == 8 and torch.equal(again(history), policy(history))
+    with pytest.warns(FutureWarning, match="width= is now hidden_dim="):
+        TransformerPolicy(simulator, 3, width=8)
 
 
 def test_a_users_own_policy_is_saved_and_loaded_with_its_class(tmp_path):

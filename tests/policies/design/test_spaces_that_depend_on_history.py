@@ -20,7 +20,7 @@ POLICIES = {
     "random": RandomPolicy,
     "static": lambda simulator: StaticPolicy(simulator, horizon=6),
     "deep sets": lambda simulator: DeepSetsPolicy(simulator, hidden_dim=16, summary_dim=8),
-    "transformer": lambda simulator: TransformerPolicy(simulator, horizon=6, width=8, num_heads=2),
+    "transformer": lambda simulator: TransformerPolicy(simulator, horizon=6, hidden_dim=8, num_heads=2),
 }
 SIMULATORS = {"epidemic": StochasticEpidemic, "blood samples": blood_samples_in_order}
 
@@ -96,7 +96,7 @@ def test_what_cannot_follow_the_history_says_so():
     simulator = blood_samples_in_order()
     with pytest.raises(ValueError, match="it cannot follow one that depends on the history"):
         GreedyPolicy(simulator)
-    with pytest.raises(ValueError, match="a distribution of one's own does not"):
+    with pytest.raises(ValueError, match="but distribution= does not"):
         RandomPolicy(simulator, gaussian_prior(1))
     backwards = StaticPolicy(simulator, 2, torch.tensor([[5.0], [3.0]]))
     with pytest.raises(ValueError, match=r"design \[3.0\] lies outside the design space"):

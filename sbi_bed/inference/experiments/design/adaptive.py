@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ....simulators.base import DesignSimulator
 from ....utils.checks import as_finite_tensor, check_count
+from ....utils.renamed import current_arguments
 from ....utils.seeding import seed_for, seeded
 from ..journal import Journal, plain_to_tensor, tensor_to_plain
 from ..saved import SavedExperiment, plain_to_policy, policy_to_plain, restore_callables
@@ -267,12 +268,13 @@ class AdaptiveExperiment(SavedExperiment):
         for name in ("design_dim", "outcome_dim"):
             if header[name] != getattr(simulator, name, header[name]):
                 raise ValueError(f"it has {name} {header[name]}, the simulator {getattr(simulator, name)}.")
-        fixed = sorted({*header["options"], "horizon", "budget"} & options.keys())
+        saved = current_arguments(cls.__init__, header["options"])
+        fixed = sorted({*saved, "horizon", "budget"} & options.keys())
         if fixed:
-            raise ValueError(f"{', '.join(fixed)} cannot be changed in mid-experiment.")
+            raise ValueError(f"{', '.join(fixed)} cannot be changed while the experiment runs.")
         newest = [e["policy"] for e in entries if e["event"] == "policy" and e["policy"] is not None]
         restored = plain_to_policy((newest or [header["policy"]])[-1], simulator, policy)
-        options = {**restore_callables(header, entries, options), **header["options"]}
+        options = {**restore_callables(header, entries, options), **saved}
         experiment = cls(policy=restored, simulator=simulator, horizon=header["horizon"], **options)
         experiment._header = header
         for entry in entries:

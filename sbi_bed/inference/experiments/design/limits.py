@@ -51,7 +51,7 @@ class DesignLimits:
         return self.min_distance > 0 or self.budget is not None
 
     def cost(self, design: Tensor) -> float | None:
-        """Cost of a design (D,), None without a cost; a `ValueError` if it is no number or negative."""
+        """Cost of a design (D,), None without a cost; a `ValueError` if it is not a number, or negative."""
         if self.design_cost is None:
             return None
         cost = as_finite_tensor(self.design_cost(design.clone()), "design_cost(design)")

@@ -1,4 +1,4 @@
-"""A design policy at work in an experiment: that it fits, and its state from one trial to the next.
+"""A design policy in a running experiment: checks that it fits, and keeps its state from one trial to the next.
 
 Each trial updates the state under a seed of its own, so that a state made again from all trials is the one that was kept.
 """
@@ -35,7 +35,7 @@ class RunningPolicy:
         device: Where it is.
 
     Raises:
-        TypeError: If it is no policy.
+        TypeError: If it is not a policy.
         ValueError: If it does not fit the simulator or the horizon.
     """
 

@@ -14,6 +14,7 @@ from ....objectives.critics import NeuralBound
 from ....policies.base import Policy
 from ....simulators.base import DesignSimulator
 from ....utils.checks import check_count
+from ....utils.renamed import renamed_arguments
 from ...trainers.design.refinement import Refinement, refine_policy
 from .adaptive import AdaptiveExperiment
 
@@ -21,7 +22,7 @@ __all__ = ["StepDAD"]
 
 
 class StepDAD(AdaptiveExperiment):
-    """An `AdaptiveExperiment` that refines its policy in mid-course.
+    """An `AdaptiveExperiment` that refines its policy while it runs.
 
     Args:
         policy: Trained policy with weights, e.g. from `DAD`.
@@ -34,7 +35,7 @@ class StepDAD(AdaptiveExperiment):
             `next_design` makes anyone wait. What a refined design is then depends on the machine.
         posterior: For a simulator without a likelihood, a trained sbi posterior over histories padded to the horizon.
         bound: For a simulator without a likelihood, the bound that the policy was trained with, `DAD(...).bound`.
-        refinement: Further arguments of `refine_policy` (num_steps, batch_size, sample_with, …), plain data.
+        refine_settings: Further arguments of `refine_policy` (num_steps, batch_size, sample_with, …), plain data.
         show_progress_bars: Whether to show the progress of refinements.
         **options: As for `AdaptiveExperiment`.
 
@@ -51,7 +52,7 @@ class StepDAD(AdaptiveExperiment):
         >>> from sbi_bed.simulators import LocationFinding
         >>> simulator = LocationFinding()
         >>> few = {"num_steps": 5, "num_particles": 256, "num_held_out": 64}
-        >>> options = {"refinement": few, "seed": 0, "show_progress_bars": False}
+        >>> options = {"refine_settings": few, "seed": 0, "show_progress_bars": False}
         >>> experiment = StepDAD(DeepSetsPolicy(simulator), simulator, 3, refine_after=(2,), **options)
         >>> while not experiment.done:
         ...     experiment.record(simulator(torch.zeros(2), experiment.next_design()))
@@ -59,6 +60,7 @@ class StepDAD(AdaptiveExperiment):
         1
     """
 
+    @renamed_arguments(refinement="refine_settings")
     def __init__(
         self,
         policy: Policy,
@@ -70,7 +72,7 @@ class StepDAD(AdaptiveExperiment):
         refine_seconds: float | None = None,
         posterior: Any = None,
         bound: NeuralBound | None = None,
-        refinement: dict[str, Any] | None = None,
+        refine_settings: dict[str, Any] | None = None,
         show_progress_bars: bool = True,
         **options: Any,
     ):
@@ -88,13 +90,13 @@ class StepDAD(AdaptiveExperiment):
         if options.get("num_experiments") is not None:
             raise ValueError("each experiment needs a policy of its own: use step_dad_information_gain for many.")
         self.refine_after = refine_after
-        self.refinement = {"show_progress_bars": show_progress_bars, **(refinement or {})}
+        self.refine_settings = {"show_progress_bars": show_progress_bars, **(refine_settings or {})}
         self.refine_seconds = None if refine_seconds is None else float(refine_seconds)
         self._trained = ({} if posterior is None else {"sample_with": posterior}) | {"bound": bound}
         self._options = {
             "refine_after": list(refine_after),
             "refine_seconds": self.refine_seconds,
-            "refinement": self.refinement,
+            "refine_settings": self.refine_settings,
         }
         self.refinements: list[Refinement] = []
         super().__init__(policy, simulator, horizon, journal, **options)
@@ -110,7 +112,7 @@ class StepDAD(AdaptiveExperiment):
             self.history[: self.num_trials],
             max_seconds=self.refine_seconds,
             seed=self.seed_for(f"refinement {self.num_trials}"),
-            **{**self.refinement, **self._trained},
+            **{**self.refine_settings, **self._trained},
         )
         self.refinements.append(step)
         self._adopt_policy(

@@ -8,19 +8,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from ....simulators.base import DesignSimulator
 from ....utils.checks import as_finite_tensor, check_count, check_positive
 from ....utils.seeding import seeded
 
-if TYPE_CHECKING:
-    from .adaptive import AdaptiveExperiment
-
 __all__ = ["StoppingRule", "after_trials", "gain_below", "posterior_sd_below", "restore_rule", "trial_gain"]
+
+
+class RunningExperiment(Protocol):
+    """What a rule asks of an experiment: its trials, its posterior, and seeds of its own."""
+
+    simulator: DesignSimulator
+
+    @property
+    def num_trials(self) -> int:
+        """Number of trials recorded."""
+        ...
+
+    @property
+    def designs(self) -> Tensor:
+        """Designs as recorded, (n, D)."""
+        ...
+
+    def posterior(self, sample_with: Any = "smc", *, num_trials: int | None = None) -> Any:
+        """The posterior given the first trials."""
+        ...
+
+    def seed_for(self, purpose: str) -> int:
+        """A seed that depends on the experiment and a purpose alone."""
+        ...
 
 
 class StoppingRule:
@@ -40,14 +62,14 @@ class StoppingRule:
 
     def __init__(
         self,
-        check: Callable[[AdaptiveExperiment], bool],
+        check: Callable[[RunningExperiment], bool],
         reason: str,
         plain: dict[str, Any] | None = None,
         needs_likelihood: bool = False,
     ):
         self.check, self.reason, self.plain, self.needs_likelihood = check, reason, plain, needs_likelihood
 
-    def __call__(self, experiment: AdaptiveExperiment) -> bool:
+    def __call__(self, experiment: RunningExperiment) -> bool:
         """Whether the experiment should stop now."""
         return bool(self.check(experiment))
 
@@ -115,7 +137,7 @@ def posterior_sd_below(
     num_samples = check_count(num_samples, "num_samples", 2)
     chosen = None if parameters is None else [int(p) for p in parameters]
 
-    def check(experiment: AdaptiveExperiment) -> bool:
+    def check(experiment: RunningExperiment) -> bool:
         sd = _draws(experiment, experiment.num_trials, num_samples, sample_with).std(0)
         return bool(((sd if chosen is None else sd[chosen]) < levels.to(sd)).all())
 
@@ -149,7 +171,7 @@ def gain_below(level: float, num_trials: int = 1, num_samples: int = 512, sample
     num_trials, num_samples = check_count(num_trials, "num_trials"), check_count(num_samples, "num_samples", 2)
     known: WeakKeyDictionary[Any, dict[int, float]] = WeakKeyDictionary()
 
-    def check(experiment: AdaptiveExperiment) -> bool:
+    def check(experiment: RunningExperiment) -> bool:
         done = experiment.num_trials
         if done < num_trials:
             return False
@@ -165,7 +187,7 @@ def gain_below(level: float, num_trials: int = 1, num_samples: int = 512, sample
 
 
 @torch.no_grad()
-def trial_gain(experiment: AdaptiveExperiment, trial: int, num_samples: int = 512, sample_with: str = "smc") -> float:
+def trial_gain(experiment: RunningExperiment, trial: int, num_samples: int = 512, sample_with: str = "smc") -> float:
     r"""Expected information gain of a trial's design ξ, in nats, given the trials before it.
 
     With draws θ_i ~ p(θ | h_{t−1}) and y_i ~ p(y | θ_i, ξ), the nested Monte Carlo estimate (Foster et al. 2021,
@@ -212,7 +234,7 @@ def _join(word: str, first: StoppingRule, second: StoppingRule) -> StoppingRule:
     )
 
 
-def _draws(experiment: AdaptiveExperiment, num_trials: int, num_samples: int, sample_with: Any) -> Tensor:
+def _draws(experiment: RunningExperiment, num_trials: int, num_samples: int, sample_with: Any) -> Tensor:
     """Draws (num_samples, P) from the posterior after `num_trials` trials; the same ones each time it is asked."""
     with seeded(experiment.seed_for(f"posterior after trial {num_trials}")):
         if num_trials == 0 and isinstance(sample_with, str):

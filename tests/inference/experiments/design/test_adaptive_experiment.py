@@ -53,7 +53,7 @@ def on_grid(**options):
 
 POLICIES = {
     "deep_sets": lambda: DeepSetsPolicy(SIMULATOR, hidden_dim=16, summary_dim=8),
-    "transformer": lambda: TransformerPolicy(SIMULATOR, horizon=6, width=16),
+    "transformer": lambda: TransformerPolicy(SIMULATOR, horizon=6, hidden_dim=16),
     "static": lambda: StaticPolicy(SIMULATOR, horizon=6),
     "random": lambda: RandomPolicy(SIMULATOR),
     "greedy": lambda: GreedyPolicy(
@@ -763,7 +763,7 @@ def test_yes_no_experiment_on_real_line():
 IN_ORDER = blood_samples_in_order()
 IN_ORDER_POLICIES = {
     "deep_sets": lambda: DeepSetsPolicy(IN_ORDER, hidden_dim=16, summary_dim=8),
-    "transformer": lambda: TransformerPolicy(IN_ORDER, horizon=5, width=16),
+    "transformer": lambda: TransformerPolicy(IN_ORDER, horizon=5, hidden_dim=16),
     "static": lambda: StaticPolicy(IN_ORDER, horizon=5),
     "random": lambda: RandomPolicy(IN_ORDER),
 }

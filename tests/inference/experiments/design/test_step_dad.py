@@ -1,6 +1,7 @@
-"""Refinement in mid-experiment: it helps where it should, is undone where it does not, and survives a crash."""
+"""Refinement during an experiment: it helps where it should, is undone where it does not, and survives a crash."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from sbi.inference import NPE
 from sbi.neural_nets import posterior_nn
 
 from sbi_bed.inference import DAD, StepDAD, refine_policies, refine_policy
+from sbi_bed.inference.experiments.journal import journal_bytes
 from sbi_bed.inference.posteriors.hidden_state import replay_state
 from sbi_bed.neural_nets import HistoryEmbedding
 from sbi_bed.objectives import InfoNCE
@@ -77,7 +79,7 @@ def test_a_refined_gain_agrees_with_the_closed_form():
 def test_a_live_run_refines_once_and_continues_after_a_crash(location, tmp_path):
     simulator, policy, _ = location
     journal = tmp_path / "run.jsonl"
-    experiment = StepDAD(policy, simulator, 4, refine_after=(2,), journal=journal, refinement=QUICK, seed=5)
+    experiment = StepDAD(policy, simulator, 4, refine_after=(2,), journal=journal, refine_settings=QUICK, seed=5)
     for outcome in (2.0, 1.2):
         experiment.next_design()
         experiment.record([outcome])
@@ -89,14 +91,30 @@ def test_a_live_run_refines_once_and_continues_after_a_crash(location, tmp_path)
     assert again.next_design().equal(third)
     assert again.refinements == []  # the refined policy came from the file
     again.close()
-    assert again.refine_after == (2,) and again.refinement == experiment.refinement
+    assert again.refine_after == (2,) and again.refine_settings == experiment.refine_settings
+
+
+def test_the_old_keyword_and_files_that_hold_it_still_work(location, tmp_path):
+    simulator, policy, _ = location
+    with pytest.warns(FutureWarning, match="refinement= is now refine_settings=") as caught:
+        experiment = StepDAD(policy, simulator, 4, (2,), refinement=QUICK, seed=5)
+    assert caught[0].filename == __file__
+    header = {**experiment._header, "options": dict(experiment._header["options"])}
+    header["options"]["refinement"] = header["options"].pop("refine_settings")
+    (tmp_path / "run.jsonl").write_bytes(journal_bytes(header, []))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = StepDAD.load(tmp_path / "run.jsonl", simulator)
+    assert again.refine_settings == experiment.refine_settings and again.next_design().equal(experiment.next_design())
+    with pytest.raises(ValueError, match="refine_settings cannot be changed"):
+        StepDAD.load(tmp_path / "run.jsonl", simulator, journal=False, refine_settings={})
 
 
 def test_a_crash_before_the_refinement_leads_to_the_same_design(location, tmp_path):
     simulator, policy, _ = location
     designs = []
     for name in ("one", "two"):
-        experiment = StepDAD(policy, simulator, 4, (1,), tmp_path / name, refinement=QUICK, seed=5)
+        experiment = StepDAD(policy, simulator, 4, (1,), tmp_path / name, refine_settings=QUICK, seed=5)
         experiment.next_design()
         experiment.record([2.0])
         if name == "two":
@@ -166,7 +184,9 @@ def test_a_live_run_without_a_likelihood(tmp_path):
     _, simulator = implicit(1)
     policy, journal = DeepSetsPolicy(simulator, 16, 8), tmp_path / "run.jsonl"
     given = {"posterior": ExactPosterior(), "bound": InfoNCE(simulator, 8, 16)}
-    experiment = StepDAD(policy, simulator, 3, (1,), journal, refinement={**QUICK, "num_steps": 5}, seed=5, **given)
+    experiment = StepDAD(
+        policy, simulator, 3, (1,), journal, refine_settings={**QUICK, "num_steps": 5}, seed=5, **given
+    )
     experiment.next_design()
     experiment.record([0.3])
     second = experiment.next_design()
@@ -215,7 +235,7 @@ def test_a_live_run_has_a_budget_too(location, tmp_path):
     simulator, policy, _ = location
     quick = {name: value for name, value in QUICK.items() if name != "num_steps"}
     experiment = StepDAD(
-        policy, simulator, 4, (1,), tmp_path / "run.jsonl", refine_seconds=1.0, refinement=quick, seed=5
+        policy, simulator, 4, (1,), tmp_path / "run.jsonl", refine_seconds=1.0, refine_settings=quick, seed=5
     )
     experiment.next_design()
     experiment.record([2.0])
@@ -243,7 +263,7 @@ def test_an_epidemic_is_refined_with_npe():
         (1, 2),
         posterior=inference.build_posterior(),
         bound=trainer.bound,
-        refinement={**QUICK, "num_steps": 10, "num_particles": 512},
+        refine_settings={**QUICK, "num_steps": 10, "num_particles": 512},
         seed=0,
     )
     truth = simulator.prior.mean
