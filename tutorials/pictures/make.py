@@ -1,4 +1,4 @@
-"""Make the README's pictures: run the tutorials that they come from, and keep one figure of each.
+"""Make the README's pictures: run each tutorial and save one of its figures.
 
 python tutorials/pictures/make.py [name ...]
 """
@@ -20,7 +20,7 @@ FIGURES = {  # picture: notebook, cell
 
 
 def make(name: str) -> None:
-    """Run a notebook and write the picture of its cell."""
+    """Run a notebook and save the picture of one cell."""
     notebook, cell_id = FIGURES[name]
     content = nbformat.read(HERE.parent / f"{notebook}.ipynb", as_version=4)
     NotebookClient(

@@ -44,12 +44,12 @@ napoleon_custom_sections = [("Shapes", "notes_style")]
 
 
 class Room(SphinxDirective):
-    """All public names of a room of the package, as its `__all__` has them: a table, then file by file with what it says."""
+    """All public names in `__all__` of a subpackage: a table, then each file with its docstring and its names."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Write the directives for each file and name, and let Sphinx read them."""
+        """Write the directives for each file and name, and let Sphinx parse them."""
         room = importlib.import_module(f"sbi_bed.{self.arguments[0]}")
         names = sorted(room.__all__, key=str.lower)
         files: dict[str, list[str]] = {}
@@ -94,7 +94,7 @@ _MARKUP = re.compile(r"([*|]|(?<=\w)_(?!\w))")
 
 @functools.cache
 def documented_names() -> dict[str, str]:
-    """Where each public name is documented, by the name."""
+    """Full name of the documented object for each public name."""
     rooms = [importlib.import_module(f"sbi_bed.{path.stem}") for path in (HERE / "api").glob("*.rst")]
     return {
         name: f"{room.__name__}.{name}"
@@ -105,19 +105,19 @@ def documented_names() -> dict[str, str]:
 
 
 def as_markup(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Docstrings are plain text: a star or a bar in a formula is itself, and a public name in backticks is a link."""
+    """Treat docstrings as plain text: escape stars and bars in formulas, and link public names in backticks."""
     if what == "module":
         lines[:] = _with_literal_blocks(lines)
     for number in _prose(lines):
         prose, code = _CODE.split(lines[number])[::2], _CODE.findall(lines[number])
         prose = [_MARKUP.sub(r"\\\1", part) for part in prose]
-        prose[1:] = ["\\ " + part if part[:1].isalnum() else part for part in prose[1:]]  # ends the markup before it
+        prose[1:] = ["\\ " + part if part[:1].isalnum() else part for part in prose[1:]]  # ends the preceding markup
         code = [_link(part) for part in code]
         lines[number] = "".join(itertools.chain(*itertools.zip_longest(prose, code, fillvalue="")))
 
 
 def _with_literal_blocks(lines: list[str]) -> Iterator[str]:
-    """Formulas and tables of a file's docstring stand indented, after a blank line, below text that is not."""
+    """Mark indented formulas and tables, which follow a blank line and unindented text, as literal blocks."""
     above, block = "", False
     for number, line in enumerate(lines):
         if line.strip():
@@ -130,7 +130,7 @@ def _with_literal_blocks(lines: list[str]) -> Iterator[str]:
 
 
 def _prose(lines: list[str]) -> Iterator[int]:
-    """Numbers of the lines that are neither examples nor blocks of code after a double colon."""
+    """Numbers of the lines that are neither examples nor code blocks after a double colon."""
     example, code_at = False, None
     for number, line in enumerate(lines):
         indent = len(line) - len(line.lstrip())
@@ -147,7 +147,7 @@ def _link(code: str) -> str:
 
 
 def copy_tutorials(app: Sphinx, config: object) -> None:
-    """Sphinx reads pages below its own folder only; the tutorials lie beside it."""
+    """Copy the tutorials into Sphinx's folder, because Sphinx reads no pages outside it."""
     folder = HERE / "tutorials"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -156,7 +156,7 @@ def copy_tutorials(app: Sphinx, config: object) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Register the above. Docstrings are read before napoleon (priority 500) turns their sections into markup."""
+    """Register the above. Priority 400 runs before napoleon (500), which turns the sections of docstrings into markup."""
     app.add_directive("room", Room)
     app.connect("autodoc-process-docstring", as_markup, priority=400)
     app.connect("config-inited", copy_tutorials)
