@@ -1,21 +1,22 @@
 """Every public name says what it is, and shows it: docstrings of all names, methods, fields and attributes, and examples
 that run.
 
-Public is what the rooms export. An attribute that a class sets has a line of its own under `Attributes:`, or under `Args:`
-where an argument is kept under its name. An example is a doctest in the docstring. A class needs none of its own where
-a function or class that has one returns it or holds it, or a public subclass has one.
+Public is what the rooms export. An attribute that a class sets has a line under `Attributes:`, or under `Args:` where an
+argument is kept under its name. What a base class says about a method, field or attribute counts for its subclasses: they
+need not repeat it. An example is a doctest in the docstring. A class needs none of its own where a function or class that
+has one returns it or holds it, or a public subclass has one.
 """
 
 import ast
 import dataclasses
-import importlib
+import importlib.util
 import inspect
 import re
 import textwrap
+from types import SimpleNamespace
 
+import optional_examples
 import pytest
-
-from sbi_bed.conftest import NEEDED
 
 ROOMS = ("analysis", "diagnostics", "inference", "neural_nets", "objectives", "policies", "simulators", "utils")
 
@@ -31,6 +32,16 @@ def own_docstring(value):
     """Docstring that was written for it: not a base's, and not the signature that a dataclass would show."""
     text = (vars(value).get("__doc__") if isinstance(value, type) else value.__doc__) or ""
     return "" if isinstance(value, type) and text.startswith(f"{value.__name__}(") else text
+
+
+def our_bases(value):
+    """A class of this package and its bases of this package."""
+    return [base for base in value.__mro__ if base.__module__.startswith("sbi_bed")]
+
+
+def has_docstring(value, name):
+    """Whether a class, or a base of this package, says what the method or property is."""
+    return any((getattr(vars(base).get(name), "__doc__", None) or "").strip() for base in our_bases(value))
 
 
 def public_methods(value):
@@ -57,12 +68,12 @@ def test_names_methods_and_fields_have_docstrings(room):
         text = own_docstring(value)
         missing += [] if text else [name]
         if isinstance(value, type):
-            fields = public_fields(value)
-            missing += [f"{name}.{field}" for field in fields if not re.search(rf"\b{field}\b", text)]
+            fields, texts = public_fields(value), " ".join(map(own_docstring, our_bases(value)))
+            missing += [f"{name}.{field}" for field in fields if not re.search(rf"\b{field}\b", texts)]
             missing += [
                 f"{name}.{method}"
-                for method, member in public_methods(value)
-                if method not in fields and not (member.__doc__ or "").strip()
+                for method, _ in public_methods(value)
+                if method not in fields and not has_docstring(value, method)
             ]
     assert not missing
 
@@ -90,8 +101,8 @@ def lines_of(section, text):
 def test_attributes_have_lines_in_docstrings(room):
     missing = []
     for name, value in public_names(room).items():
-        ours = [base for base in getattr(value, "__mro__", ()) if base.__module__.startswith("sbi_bed")]
-        texts = [own_docstring(base) for base in ours if not base.__name__.startswith("_")]
+        ours = our_bases(value) if isinstance(value, type) else []
+        texts = [own_docstring(base) for base in ours]
         known = set().union(*(lines_of(section, text) for text in texts for section in ("Args", "Attributes")))
         known |= {method for method, _ in public_methods(value)} if ours else set()
         sets = {attribute for base in ours for attribute in attributes_set(base)}
@@ -115,6 +126,34 @@ def test_an_attribute_without_a_line_is_found():
 
     assert sorted(attributes_set(Half)) == ["kept", "made", "other", "table"]
     assert lines_of("Args", own_docstring(Half)) == {"kept"} and lines_of("Attributes", own_docstring(Half)) == {"made"}
+
+
+def test_what_a_base_class_says_need_not_be_said_again():
+    """The same classes as if they were of this package."""
+
+    class Base:
+        """Something.
+
+        Args:
+            kept: Kept.
+        """
+
+        def update(self):
+            """Update."""
+
+    class Twin(Base):
+        """Another one."""
+
+        def update(self):
+            pass
+
+        def undocumented(self):
+            pass
+
+    for one in (Base, Twin):
+        one.__module__ = "sbi_bed.twins"
+    assert our_bases(Twin) == [Twin, Base] and lines_of("Args", own_docstring(Base)) == {"kept"}
+    assert has_docstring(Twin, "update") and not has_docstring(Twin, "undocumented")
 
 
 def annotations(value):
@@ -157,6 +196,11 @@ def test_examples_run(room):
         assert not any("Example::" in (one.__doc__ or "") for one in (value, *members)), name
 
 
-def test_examples_that_need_a_package_are_skipped_by_their_names():
+def test_examples_whose_package_is_missing_are_skipped(monkeypatch):
     everything = {name for room in ROOMS for name in public_names(room)}
-    assert not set(NEEDED) - everything
+    assert not set(optional_examples.NEEDED) - everything
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    optional_examples.pytest_runtest_setup(SimpleNamespace(name="sbi_bed.utils.packing.groups.pack_groups"))
+    for name, package in optional_examples.NEEDED.items():
+        with pytest.raises(pytest.skip.Exception, match=f"needs {package}"):
+            optional_examples.pytest_runtest_setup(SimpleNamespace(name=f"sbi_bed.analysis.file.{name}"))
