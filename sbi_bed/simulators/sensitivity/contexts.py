@@ -240,8 +240,36 @@ class Contexts:
 
     @classmethod
     def power_scaling(cls, prior: PowerScaledPrior, low: float = 0.5, high: float = 2.0) -> Contexts:
-        """Powers of a prior alone, each from [low, high]."""
-        return cls(gamma=LogUniform(low, high, prior.num_gammas))
+        """Powers of a prior alone, each from [low, high].
+
+        Raises:
+            ValueError: If p(θ)^γ has no finite integral for a power in this range; the error says which powers have one.
+        """
+        contexts = cls(gamma=LogUniform(low, high, prior.num_gammas))
+        contexts.check_powers(prior)
+        return contexts
+
+    def check_powers(self, prior: Any) -> None:
+        """Check that a `PowerScaledPrior` is proper in the whole range of the contexts; other priors are not checked.
+
+        Raises:
+            ValueError: If it is not, or the number of powers is not that of the prior.
+        """
+        part = self.parts.get("gamma")
+        if not isinstance(prior, PowerScaledPrior) or not isinstance(part, _Range):
+            return
+        if part.dim != prior.num_gammas:
+            raise ValueError(
+                f"gamma must have {prior.num_gammas} values, one for each block of the prior, got {part.dim}."
+            )
+        for name, end in (("low", part.low), ("high", part.high)):
+            try:
+                prior.condition(end)  # propriety and width are monotone in γ
+            except ValueError as err:
+                raise ValueError(
+                    f"contexts with gamma from {part.in_words()} contain powers that this prior does not have: {err} Give "
+                    f"another {name}, such as Contexts.power_scaling(prior, low, high) with proper powers."
+                ) from err
 
 
 def prior_of_context(prior: Any, context: Tensor) -> Any:

@@ -38,6 +38,11 @@ class JointDistribution(Distribution):
         for position, block in enumerate(self.blocks):
             if len(block.event_shape) != 1:
                 raise ValueError(f"blocks[{position}] must be a distribution of vectors, got {block!r}.")
+            if block.support is constraints.simplex:
+                raise ValueError(
+                    f"blocks[{position}] is a distribution over the simplex, which cannot stand beside other parameters: "
+                    f"got {block!r}. Use it alone, or independent parameters such as log ratios of the shares."
+                )
         batch_shapes = {tuple(block.batch_shape) for block in self.blocks}
         if len(batch_shapes) != 1:
             raise ValueError(f"blocks must have the same batch shape, got {sorted(batch_shapes)}.")

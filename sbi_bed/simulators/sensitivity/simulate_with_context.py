@@ -55,7 +55,7 @@ def simulate_with_context(
     Raises:
         TypeError: If there are no contexts, or the simulator is not callable.
         ValueError: If the number of simulators is not that of the options, or theta or x is not finite or has another
-                number of rows than the contexts.
+                number of rows than the contexts, or powers in the contexts are not proper for the prior.
 
     Example:
         >>> from torch.distributions import MultivariateNormal
@@ -73,6 +73,7 @@ def simulate_with_context(
         contexts = Contexts.power_scaling(prior)
     if not isinstance(contexts, Contexts):
         raise TypeError(f"contexts must be Contexts(...), the distribution of contexts, got {contexts!r}.")
+    contexts.check_powers(prior)
     simulate = partial(_simulate_batch, _of_theta_and_parts(simulator, contexts), prior, contexts)
     total, size = check_count(num_simulations, "num_simulations"), check_count(batch_size, "batch_size")
     sizes = [min(size, total - start) for start in range(0, total, size)]

@@ -386,7 +386,7 @@ def over_two_parameters():
         (
             lambda: appended(torch.ones(2, 3), torch.ones(3, 4), POWERS.sample((2,))),
             ValueError,
-            "same length",
+            "one length",
         ),
         (
             lambda: appended(torch.ones(2, 3), torch.ones(2, 5), POWERS.sample((2,))),
