@@ -12,13 +12,14 @@ from .posteriors.model_probabilities import ModelProbabilities
 from .posteriors.posterior_evidence import Evidence, PosteriorEvidence, posterior_evidence
 from .posteriors.predictive_check import PredictiveCheck, predictive_check
 from .trainers.actors.actor import ActorTrainer
-from .trainers.design.batched_refinement import refine_policies
+from .trainers.by_steps import StepTrainer
 from .trainers.design.dad import DAD
 from .trainers.design.refinement import Refinement, refine_policy
 from .trainers.ensemble import train_ensemble
 from .trainers.models.model_comparison import ModelComparison
 from .trainers.sensitivity.context_dad import ContextDAD
 from .trainers.sensitivity.context_npe import ContextNPE
+from .trainers.settings import StepSettings
 from .trainers.treatment.imitation import ImitationTrainer
 
 __all__ = [
@@ -42,6 +43,8 @@ __all__ = [
     "Refinement",
     "SMCPosterior",
     "StepDAD",
+    "StepSettings",
+    "StepTrainer",
     "TreatmentExperiment",
     "after_trials",
     "batched_posteriors",
@@ -50,7 +53,6 @@ __all__ = [
     "posterior_evidence",
     "posterior_sd_below",
     "predictive_check",
-    "refine_policies",
     "refine_policy",
     "train_ensemble",
 ]

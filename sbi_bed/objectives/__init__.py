@@ -1,22 +1,27 @@
 """Objectives: bounds on the expected information gain, and losses whose gradients raise them."""
 
+from .base import Bound, NeuralBound
 from .bounds import InformationGain, estimate_bounds
 from .contrastive import log_likelihood_of_history, log_sum_likelihood, snmc, spce
-from .critics import NWJ, InfoNCE, NeuralBound
+from .critics import NWJ, InfoNCE
 from .evidence_losses import CrossEntropyLoss, LPopLoss
 from .losses import pathwise_loss, score_function_loss
-from .model_gain import log_model_probs, model_gain_loss
+from .model_gain import ModelPCE, log_model_probs, model_gain_loss
+from .pce import PCE
 from .proposals import LocalProposal
 from .sbi_bounds import LikelihoodBound, PosteriorBound, RatioBound
 
 __all__ = [
     "NWJ",
+    "PCE",
+    "Bound",
     "CrossEntropyLoss",
     "InfoNCE",
     "InformationGain",
     "LPopLoss",
     "LikelihoodBound",
     "LocalProposal",
+    "ModelPCE",
     "NeuralBound",
     "PosteriorBound",
     "RatioBound",

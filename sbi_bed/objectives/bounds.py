@@ -22,7 +22,7 @@ from ..simulators.base import DesignSimulator
 from ..simulators.rollout import rollout
 from .contrastive import log_likelihood_of_history, log_sum_likelihood, snmc, spce
 
-__all__ = ["InformationGain", "accumulate_bounds", "estimate_bounds", "sampler_of", "stderr_over_blocks"]
+__all__ = ["InformationGain", "accumulate_bounds", "estimate_bounds", "stderr_over_blocks"]
 
 _NUM_BLOCKS = 64
 
@@ -63,21 +63,6 @@ class InformationGain:
         )
 
 
-def sampler_of(distribution: Any) -> Callable[[int], Tensor]:
-    """num -> theta (num, P), from a distribution, a callable, or draws (N, P) of which fresh ones are chosen."""
-    if isinstance(distribution, Tensor):
-        if distribution.ndim != 2 or len(distribution) == 0:
-            raise ValueError(f"draws of theta must have shape (N, P), N > 0, got {tuple(distribution.shape)}.")
-        return lambda num: distribution[torch.randint(len(distribution), (num,))]
-    if hasattr(distribution, "sample"):
-        return lambda num: distribution.sample((num,))
-    if not callable(distribution):
-        raise TypeError(
-            f"prior must be a distribution, draws (N, P), or a callable num -> theta, got {distribution!r}."
-        )
-    return distribution  # pyright: ignore[reportReturnType]
-
-
 @torch.no_grad()
 def estimate_bounds(
     simulator: DesignSimulator,
@@ -100,6 +85,7 @@ def estimate_bounds(
     Example:
         >>> from sbi_bed.policies import RandomPolicy
         >>> from sbi_bed.simulators import LocationFinding
+        >>> from sbi_bed.simulators.experiments import sampler_of
         >>> simulator = LocationFinding()
         >>> sample = sampler_of(simulator.prior)
         >>> gain = estimate_bounds(simulator, RandomPolicy(simulator), 3, 64, 500, sample_theta=sample)

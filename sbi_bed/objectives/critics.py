@@ -24,25 +24,9 @@ from torch import Tensor, nn
 from ..neural_nets.trial_features import TrialFeatures, mlp
 from ..simulators.base import DesignSimulator
 from ..utils.seeding import seeded
+from .base import NeuralBound
 
-__all__ = ["NWJ", "InfoNCE", "NeuralBound", "Standardize"]
-
-
-class NeuralBound(nn.Module):
-    """A lower bound on the gain of histories, with weights that are trained to raise it."""
-
-    def forward(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Terms (B,) of theta (B, P) and their histories (B, n, D + O + 1), whose mean is the bound in nats."""
-        raise NotImplementedError
-
-    def loss(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss, a scalar whose gradient trains net and policy, and the terms (B,), detached."""
-        terms = self(theta, x)
-        return -terms.mean(), terms.detach()
-
-    def fitting_loss(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Loss of the net alone, on histories as they are."""
-        return -self(theta, x).mean()
+__all__ = ["NWJ", "CriticBound", "InfoNCE", "Standardize"]
 
 
 class Standardize(nn.Module):
@@ -63,11 +47,34 @@ class Standardize(nn.Module):
         return (theta - self.mean) / self.sd
 
 
-class _CriticBound(NeuralBound):
-    """A critic that is a sum over trials, U = ⟨Σ_t f(z_t), g(θ)⟩ + Σ_t c(z_t)."""
+class CriticBound(NeuralBound):
+    """A critic that is a sum over trials, U = ⟨Σ_t f(z_t), g(θ)⟩ + Σ_t c(z_t).
 
-    def __init__(self, simulator: DesignSimulator, output_dim: int = 128, hidden_dim: int = 256):
-        super().__init__()
+    Args:
+        simulator: The experiment; 512 of its simulations set the scale of what the net reads.
+        output_dim: Size of the encodings f(z) and g(θ).
+        hidden_dim: Width of the nets.
+        fitting_steps: As for `NeuralBound`.
+        max_design_gradient: As for `Bound`.
+
+    Attributes:
+        has_state: Whether trials share a hidden state, so that the trial before is read, too.
+        features: What is read of a trial.
+        standardize: Centres and scales theta.
+        of_trial: The net f, with c in the last column.
+        of_theta: The net g.
+        scale: Factor of their product.
+    """
+
+    def __init__(
+        self,
+        simulator: DesignSimulator,
+        output_dim: int = 128,
+        hidden_dim: int = 256,
+        fitting_steps: int = 0,
+        max_design_gradient: float | None = None,
+    ):
+        super().__init__(fitting_steps, max_design_gradient)
         self.has_state = simulator.has_state
         self.features, self.standardize = TrialFeatures(simulator), Standardize(simulator)
         hidden, num_read = (hidden_dim, hidden_dim), self.features.output_dim * (2 if self.has_state else 1)
@@ -85,21 +92,10 @@ class _CriticBound(NeuralBound):
         return products * self.scale + summary[:, -1:]
 
 
-class InfoNCE(_CriticBound):
+class InfoNCE(CriticBound):
     """InfoNCE bound, contrasted with the rest of the batch; it cannot exceed log B.
 
-    Args:
-        simulator: The experiment; 512 of its simulations set the scale of what the net reads.
-        output_dim: Size of the encodings f(z) and g(θ).
-        hidden_dim: Width of the nets.
-
-    Attributes:
-        has_state: Whether trials share a hidden state, so that the trial before is read, too.
-        features: What is read of a trial.
-        standardize: Centres and scales theta.
-        of_trial: The net f, with c in the last column.
-        of_theta: The net g.
-        scale: Factor of their product.
+    Arguments and attributes are those of `CriticBound`.
 
     Example:
         >>> from sbi_bed.policies import RandomPolicy
@@ -117,21 +113,10 @@ class InfoNCE(_CriticBound):
         return scores.diagonal() - scores.logsumexp(-1) + math.log(len(theta))
 
 
-class NWJ(_CriticBound):
+class NWJ(CriticBound):
     """NWJ bound: no ceiling at log B, but a larger variance.
 
-    Args:
-        simulator: The experiment; 512 of its simulations set the scale of what the net reads.
-        output_dim: Size of the encodings f(z) and g(θ).
-        hidden_dim: Width of the nets.
-
-    Attributes:
-        has_state: Whether trials share a hidden state, so that the trial before is read, too.
-        features: What is read of a trial.
-        standardize: Centres and scales theta.
-        of_trial: The net f, with c in the last column.
-        of_theta: The net g.
-        scale: Factor of their product.
+    Arguments and attributes are those of `CriticBound`.
 
     Example:
         >>> from sbi_bed.policies import RandomPolicy

@@ -20,12 +20,15 @@ import math
 import torch
 from torch import Tensor
 
+from ..simulators.experiments import Batch, Experiments
 from ..simulators.models.model_mixture import ModelMixture
 from ..simulators.rollout import Rollout
+from ..utils.checks import check_choice, check_count
+from .base import Bound
 from .contrastive import log_sum_likelihood
 from .losses import Baseline, log_prob_of_drawn, score_function_surrogate
 
-__all__ = ["gain_about_model", "log_model_probs", "model_gain_loss", "sample_of_each_model"]
+__all__ = ["ModelPCE", "gain_about_model", "log_model_probs", "model_gain_loss", "sample_of_each_model"]
 
 
 def sample_of_each_model(mixture: ModelMixture, num: int) -> list[Tensor]:
@@ -115,3 +118,58 @@ def gain_about_model(mixture: ModelMixture, log_probs: Tensor, index: Tensor) ->
     """log q(m_0 | h) − log p(m_0), (..., B), of probabilities (..., B, J) and the models (B,) that made the histories."""
     own = log_probs.gather(-1, index.expand(log_probs.shape[:-1]).unsqueeze(-1)).squeeze(-1)
     return own - mixture.log_model_prior.to(own)[index]
+
+
+class ModelPCE(Bound):
+    """Contrastive bound on the gain about which model of a `ModelMixture` holds, whatever its parameters are.
+
+    Args:
+        num_contrastive: Contrastive samples, shared out among the models.
+        baseline: Control variate where outcomes are discrete; see `score_function_loss`.
+        max_design_gradient: As for `Bound`.
+        compile: As for `log_sum_likelihood`.
+
+    Attributes:
+        num_contrastive: As above.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> from sbi_bed.inference import DAD
+        >>> from sbi_bed.simulators import ExponentialDiscounting, HyperbolicDiscounting
+        >>> mixture = ModelMixture([HyperbolicDiscounting(), ExponentialDiscounting()])
+        >>> trainer = DAD(mixture, 2, bound=ModelPCE(16), show_progress_bars=False)
+        >>> policy = trainer.train(num_steps=2, batch_size=8, seed=0)
+    """
+
+    def __init__(
+        self,
+        num_contrastive: int = 1023,
+        baseline: Baseline = "prefix",
+        max_design_gradient: float | None = 1.0,
+        compile: bool = False,
+    ):
+        check_choice(baseline, "baseline", ("prefix", "mean", "none"))
+        super().__init__(max_design_gradient, baseline=baseline, compile=bool(compile))
+        self.num_contrastive = check_count(num_contrastive, "num_contrastive")
+        self._options = {"baseline": baseline, "compile": bool(compile)}
+
+    def check(self, experiments: Experiments) -> None:
+        """See that there are models to tell apart, and that whole experiments are planned.
+
+        Raises:
+            ValueError: If not.
+        """
+        mixture = experiments.simulator
+        if not isinstance(mixture, ModelMixture) or not mixture.has_likelihood:
+            raise ValueError(f"ModelPCE needs a ModelMixture of models with a log_likelihood, got {mixture!r}.")
+        if experiments.has_own_prior or experiments.history is not None:
+            raise ValueError("ModelPCE plans whole experiments: it takes no prior and no history.")
+
+    def training_loss(self, batch: Batch, experiments: Experiments) -> tuple[Tensor, Tensor]:
+        """As for `model_gain_loss`."""
+        mixture: ModelMixture = experiments.simulator  # pyright: ignore[reportAssignmentType]
+        num = max(1, self.num_contrastive // len(mixture.simulators))
+        contrastive = [draws.to(batch.theta) for draws in sample_of_each_model(mixture, num)]
+        return model_gain_loss(mixture, batch.theta, batch.trials, contrastive, **self._options)

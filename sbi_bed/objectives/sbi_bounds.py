@@ -1,19 +1,19 @@
-r"""Bounds on the information gain in which sbi's own estimators stand: NPE, NLE, NRE.
+r"""Bounds on the information gain that use sbi's estimators: NPE, NLE, NRE.
 
-The gain can be written with the posterior, the likelihood or their ratio, and each form takes the estimator that sbi has
-for it (Klein et al. 2026, arXiv 2602.06900):
+The gain can be written with the posterior, the likelihood or their ratio. sbi has an estimator for each form (Klein et
+al. 2026, arXiv 2602.06900):
 
     NPE   E[ log q(θ | h) − log p(θ) ]                                      ≤ EIG   (Barber and Agakov 2003),
     NLE   E[ log q(h | θ_0) − log 1/(L+1) Σ_{l=0..L} q(h | θ_l) ]           ≤ EIG,  q(h | θ) = Π_t q(y_t | θ, ξ_t),
     NRE   E[ r(h, θ_0) − log 1/(L+1) Σ_{l=0..L} exp r(h, θ_l) ]             ≤ EIG,
 
-with θ_l from the prior: the parameters of other histories of the batch. The second, too, is a lower bound whatever q is,
-since any function of (h, θ) is a critic of InfoNCE; its q is fitted by maximum likelihood. The estimators learn from the
-histories that the policy makes while it learns to make others.
+with θ_l from the prior: the parameters of other histories of the batch. The second is a lower bound for every q, since
+any function of (h, θ) is a critic of InfoNCE; its q is fitted by maximum likelihood. The estimators learn from the
+histories that the policy makes during its training.
 
-A lower bound of this kind cannot exceed log(L + 1). A q(y | θ, ξ) is free of that where it trains the policy: it stands in
-for the likelihood, and contrastive samples near the truth (`LocalProposal`) let gains of any size be climbed. What it
-then climbs is an upper bound for q itself; as a lower bound, by which it is reported after training, it has prior draws.
+Such a lower bound cannot exceed log(L + 1). There is a way around this for q(y | θ, ξ): it replaces the likelihood in the
+policy's training, and contrastive samples near the truth (`LocalProposal`) then train gains of any size. This training
+bound is an upper bound for q. The bound that is reported after training is the lower one, with draws of the prior.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from torch import Tensor
 from ..neural_nets.embedding_nets.history import HistoryEmbedding
 from ..neural_nets.trial_features import TrialFeatures
 from ..simulators.base import DesignSimulator, prior_log_prob
-from ..utils.checks import check_count
+from ..utils.checks import check_choice, check_count
 from ..utils.history import split_history
 from ..utils.seeding import seeded
+from .base import NeuralBound
 from .contrastive import snmc
-from .critics import NeuralBound, Standardize
+from .critics import Standardize
 from .proposals import LocalProposal
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class PosteriorBound(NeuralBound):
         horizon: Number T of trials; shorter histories are padded.
         model: Name of sbi's density estimator, as for `posterior_nn`.
         embedding_net: Histories (B, T, D + O + 1) → summaries; a `HistoryEmbedding` if None.
+        fitting_steps: As for `NeuralBound`.
+        max_design_gradient: As for `Bound`.
         **options: Further arguments of `posterior_nn`.
 
     Attributes:
@@ -70,11 +73,13 @@ class PosteriorBound(NeuralBound):
         horizon: int,
         model: str = "mdn",
         embedding_net: torch.nn.Module | None = None,
+        fitting_steps: int = 0,
+        max_design_gradient: float | None = None,
         **options: Any,
     ):
         from sbi.neural_nets import posterior_nn  # importing sbi takes seconds
 
-        super().__init__()
+        super().__init__(fitting_steps, max_design_gradient)
         self.horizon, self.prior = check_count(horizon, "horizon"), simulator.prior
         embedding_net = HistoryEmbedding(simulator) if embedding_net is None else embedding_net
         build = posterior_nn(model, embedding_net=embedding_net, z_score_x="none", **options)
@@ -115,7 +120,7 @@ class _ContrastiveBound(NeuralBound):
 class LikelihoodBound(_ContrastiveBound):
     """The NLE form: a conditional density q(y | θ, ξ) of sbi for one trial.
 
-    Its density has to be right for the policy to be: `bound_steps` of `DAD.train` gives it more steps than the policy has.
+    The policy can only be right where this density is. `fitting_steps` gives the density more steps than the policy has.
 
     Args:
         simulator: The experiment; its trials must be independent given theta.
@@ -123,6 +128,8 @@ class LikelihoodBound(_ContrastiveBound):
         num_contrastive: Number L of other parameters; as a lower bound it cannot exceed log(L + 1).
         proposal: Where the contrastive samples that train the policy come from: "prior", or "local", half of them from
             near the truth, for gains above log L.
+        fitting_steps: As for `NeuralBound`.
+        max_design_gradient: As for `Bound`.
         **options: Further arguments of `likelihood_nn`.
 
     Attributes:
@@ -153,15 +160,16 @@ class LikelihoodBound(_ContrastiveBound):
         model: str = "mdn",
         num_contrastive: int = 63,
         proposal: Literal["prior", "local"] = "prior",
+        fitting_steps: int = 0,
+        max_design_gradient: float | None = None,
         **options: Any,
     ):
         from sbi.neural_nets import likelihood_nn
 
-        super().__init__()
+        super().__init__(fitting_steps, max_design_gradient)
         if simulator.has_state:
             raise ValueError("trials that share a hidden state are not independent: q(h | θ) is no product over them.")
-        if proposal not in ("prior", "local"):
-            raise ValueError(f'proposal must be "prior" or "local", got {proposal!r}.')
+        check_choice(proposal, "proposal", ("prior", "local"))
         if proposal == "local" and not hasattr(simulator.prior, "log_prob"):
             raise ValueError('proposal="local" needs the density of the prior.')
         self.num_contrastive, self.design_dim = check_count(num_contrastive, "num_contrastive"), simulator.design_dim
@@ -214,6 +222,8 @@ class RatioBound(_ContrastiveBound):
         model: Name of sbi's classifier, as for `classifier_nn`.
         num_contrastive: Number L of other parameters; the bound cannot exceed log(L + 1).
         embedding_net: Histories (B, n, D + O + 1) → summaries (B, output_dim); a `HistoryEmbedding` if None.
+        fitting_steps: As for `NeuralBound`.
+        max_design_gradient: As for `Bound`.
         **options: Further arguments of `classifier_nn`.
 
     Attributes:
@@ -236,11 +246,13 @@ class RatioBound(_ContrastiveBound):
         model: str = "resnet",
         num_contrastive: int = 63,
         embedding_net: torch.nn.Module | None = None,
+        fitting_steps: int = 0,
+        max_design_gradient: float | None = None,
         **options: Any,
     ):
         from sbi.neural_nets import classifier_nn
 
-        super().__init__()
+        super().__init__(fitting_steps, max_design_gradient)
         self.num_contrastive = check_count(num_contrastive, "num_contrastive")
         self.embedding_net: Any = HistoryEmbedding(simulator) if embedding_net is None else embedding_net
         build = classifier_nn(model, z_score_x="none", **options)

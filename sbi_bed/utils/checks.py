@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_finite_tensor", "check_count", "check_positive"]
+__all__ = ["as_finite_tensor", "check_choice", "check_count", "check_positive"]
 
 
 def as_finite_tensor(value: Any, name: str, last_dim: int | None = None) -> Tensor:
@@ -62,3 +63,11 @@ def check_positive(value: Any, name: str) -> float:
     if not 0 < number < math.inf:
         raise ValueError(f"{name} must be {'finite' if number == math.inf else 'positive'}, got {value}.")
     return number
+
+
+def check_choice(value: Any, name: str, allowed: Sequence[str]) -> Any:
+    """Return `value` if it is one of the `allowed` names; a `ValueError` otherwise."""
+    if value not in allowed:
+        *most, last = map(repr, allowed)
+        raise ValueError(f"{name} must be {', '.join(most)} or {last}, got {value!r}.")
+    return value

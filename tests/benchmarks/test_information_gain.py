@@ -10,7 +10,7 @@ from report import report
 
 from sbi_bed.diagnostics import expected_information_gain, step_dad_information_gain
 from sbi_bed.inference import DAD
-from sbi_bed.objectives import InfoNCE, LikelihoodBound
+from sbi_bed.objectives import PCE, InfoNCE, LikelihoodBound
 from sbi_bed.policies import GreedyPolicy, RandomPolicy, StaticPolicy, TransformerPolicy, load_policy
 from sbi_bed.simulators import (
     ConstantElasticity,
@@ -25,11 +25,11 @@ COMMAND = "pytest -m benchmark tests/benchmarks/test_information_gain.py"
 LOCATION_TRAINING = {"num_steps": 3000, "batch_size": 512, "num_contrastive": 511, "learning_rate": 2e-3, "seed": 0}
 
 
-def _trained(simulator, horizon, num_layers=1, **training):
+def _trained(simulator, horizon, num_layers=1, bound=None, **training):
     """A transformer trained under a seed, and the seconds it took on one core."""
     torch.manual_seed(training["seed"])
     policy, start = TransformerPolicy(simulator, horizon, num_layers=num_layers), time.perf_counter()
-    DAD(simulator, horizon, policy, show_progress_bars=False).train(**training)
+    DAD(simulator, horizon, policy, bound=bound, show_progress_bars=False).train(**training)
     return policy, time.perf_counter() - start
 
 
@@ -40,7 +40,7 @@ def location_policy(tmp_path_factory):
     saved = os.environ.get("SBI_BED_LOCATION_POLICY")
     if saved:
         return load_policy(saved, simulator), math.nan
-    policy, seconds = _trained(simulator, 10, proposal="local", compile=True, **LOCATION_TRAINING)
+    policy, seconds = _trained(simulator, 10, bound=PCE(proposal="local", compile=True), **LOCATION_TRAINING)
     policy.save(tmp_path_factory.mktemp("policy") / "location.pt")
     return policy, seconds
 
@@ -154,9 +154,10 @@ def test_a_policy_trained_with_a_learned_likelihood():
     simulator = LocationFinding(2)
     torch.manual_seed(0)
     policy, start = TransformerPolicy(simulator, 10), time.process_time()
-    bound = LikelihoodBound(simulator, num_contrastive=64, proposal="local", hidden_features=64, num_components=2)
+    net = {"hidden_features": 64, "num_components": 2, "fitting_steps": 4, "max_design_gradient": 1.0}
+    bound = LikelihoodBound(simulator, num_contrastive=64, proposal="local", **net)
     trainer = DAD(simulator, 10, policy, bound=bound, show_progress_bars=False)
-    trainer.train(2400, 256, learning_rate=2e-3, seed=0, max_design_gradient=1.0, bound_steps=4)
+    trainer.train(2400, 256, learning_rate=2e-3, seed=0)
     seconds = time.process_time() - start
     gain = expected_information_gain(simulator, policy, 10, 1000, seed=1, proposal="posterior")
     what = "location K=2, N(0, I), T=10, without its likelihood, DAD with LikelihoodBound"

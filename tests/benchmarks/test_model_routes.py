@@ -13,6 +13,7 @@ from sbi.neural_nets import posterior_nn
 from sbi_bed.diagnostics import compare_evidence_routes, model_information_gain
 from sbi_bed.inference import DAD, ModelComparison, PosteriorEvidence
 from sbi_bed.neural_nets import HierarchicalEmbedding
+from sbi_bed.objectives import PCE, ModelPCE
 from sbi_bed.policies import RandomPolicy, TransformerPolicy
 from sbi_bed.simulators import (
     ExponentialDiscounting,
@@ -121,8 +122,10 @@ def test_a_policy_that_tells_discounting_models_apart():
     torch.manual_seed(0)
     policy = TransformerPolicy(mixture, 10)
     found = {"random": model_information_gain(mixture, RandomPolicy(mixture), 10, 4000, 10_000, seed=1)}
-    for name, training in {"parameters": (300, 256, 255, 2e-3), "model": (200, 256, 4096, 1e-3)}.items():
-        DAD(mixture, 10, policy, show_progress_bars=False).train(*training, seed=0, objective=name)
+    trainings = {"parameters": (PCE(255), 300, 2e-3), "model": (ModelPCE(4096), 200, 1e-3)}
+    for name, (bound, num_steps, rate) in trainings.items():
+        trainer = DAD(mixture, 10, policy, bound=bound, show_progress_bars=False)
+        trainer.train(num_steps, 256, learning_rate=rate, seed=0)
         found[name] = model_information_gain(mixture, policy, 10, 4000, 10_000, seed=1)
     for name, gain in found.items():
         label = "random questions" if name == "random" else f'DAD on "{name}", going on from the row above'

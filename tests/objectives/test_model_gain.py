@@ -9,7 +9,7 @@ from models import LinearGaussian
 
 from sbi_bed.diagnostics import expected_information_gain, model_information_gain
 from sbi_bed.inference import DAD
-from sbi_bed.objectives import log_model_probs, model_gain_loss
+from sbi_bed.objectives import PCE, ModelPCE, log_model_probs, model_gain_loss
 from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, StaticPolicy
 from sbi_bed.simulators import (
     DesignSimulator,
@@ -109,7 +109,7 @@ def test_pathwise_training_finds_the_designs_that_tell_most():
     mixture = gaussian_mixture()
     torch.manual_seed(0)
     policy = StaticPolicy(mixture, 2)
-    DAD(mixture, 2, policy, show_progress_bars=False).train(200, 128, 256, 0.2, seed=0, objective="model")
+    DAD(mixture, 2, policy, bound=ModelPCE(256), show_progress_bars=False).train(200, 128, learning_rate=0.2, seed=0)
     designs = rollout(mixture, policy, mixture.prior.sample((1,)), 2).designs
     assert (designs.abs() > 0.9).all()
 
@@ -119,7 +119,9 @@ def test_a_policy_learns_which_questions_tell_discounting_models_apart():
     torch.manual_seed(0)
     policy = DeepSetsPolicy(mixture, 64, 16)
     DAD(mixture, horizon, policy, show_progress_bars=False).train(120, 256, 256, 3e-3, seed=0)
-    DAD(mixture, horizon, policy, show_progress_bars=False).train(40, 256, 1024, 3e-4, seed=0, objective="model")
+    DAD(mixture, horizon, policy, bound=ModelPCE(1024), show_progress_bars=False).train(
+        40, 256, learning_rate=3e-4, seed=0
+    )
     policies = policy, RandomPolicy(mixture)
     trained, random = (model_information_gain(mixture, each, horizon, 2000, 2000, seed=1) for each in policies)
     assert trained.lower - random.lower > 3 * math.hypot(trained.lower_stderr, random.lower_stderr)
@@ -129,16 +131,14 @@ def test_a_policy_learns_which_questions_tell_discounting_models_apart():
 def test_what_needs_models_says_so():
     simulator, mixture = HyperbolicDiscounting(), gaussian_mixture()
     with pytest.raises(ValueError, match="needs a ModelMixture"):
-        DAD(simulator, 2, show_progress_bars=False).train(1, 8, 8, objective="model")
-    with pytest.raises(ValueError, match="chooses its gradients itself"):
-        DAD(mixture, 2, show_progress_bars=False).train(1, 8, 8, objective="model", proposal="local")
+        DAD(simulator, 2, bound=ModelPCE())
     with pytest.raises(ValueError, match="takes no prior and no history"):
-        DAD(mixture, 2, prior=mixture.prior.sample((9,)), show_progress_bars=False).train(1, 8, 8, objective="model")
-    with pytest.raises(ValueError, match="objective must be"):
-        DAD(mixture, 2, show_progress_bars=False).train(1, 8, 8, objective="models")
+        DAD(mixture, 2, bound=ModelPCE(), prior=mixture.prior.sample((9,)))
+    with pytest.raises(ValueError, match="baseline must be"):
+        ModelPCE(baseline="models")
     with pytest.raises(ValueError, match="discrete in part"):
         expected_information_gain(mixture, RandomPolicy(mixture), 2, 8, 8, proposal="posterior")
     with pytest.raises(ValueError, match="discrete in part"):
-        DAD(mixture, 2, show_progress_bars=False).train(1, 8, 8, proposal="local")
+        DAD(mixture, 2, bound=PCE(proposal="local"))
     with pytest.raises(TypeError, match="ModelMixture"):
         model_information_gain(simulator, RandomPolicy(simulator), 2)

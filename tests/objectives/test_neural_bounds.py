@@ -8,7 +8,7 @@ from models import LinearGaussian
 
 from sbi_bed.diagnostics import expected_information_gain
 from sbi_bed.inference import DAD
-from sbi_bed.objectives import NWJ, InfoNCE, LikelihoodBound, PosteriorBound, RatioBound
+from sbi_bed.objectives import NWJ, PCE, InfoNCE, LikelihoodBound, PosteriorBound, RatioBound
 from sbi_bed.policies import DeepSetsPolicy, StaticPolicy
 from sbi_bed.simulators import DesignSimulator, DesignSpace, PolicySimulator
 
@@ -71,10 +71,11 @@ def test_steps_of_the_net_alone_leave_a_policy_and_improve_the_bound():
     _, simulator = implicit()
     policy = StaticPolicy(simulator, HORIZON, torch.tensor([[1.0], [-0.6]]))
     bounds = []
-    for bound_steps in (0, 4):
+    for fitting_steps in (0, 4):
         torch.manual_seed(0)
-        trainer = DAD(simulator, HORIZON, policy, bound=LikelihoodBound(simulator), show_progress_bars=False)
-        trainer.train(40, 64, learning_rate=1e-3, seed=0, bound_steps=bound_steps)
+        bound = LikelihoodBound(simulator, fitting_steps=fitting_steps)
+        trainer = DAD(simulator, HORIZON, policy, bound=bound, show_progress_bars=False)
+        trainer.train(40, 64, learning_rate=1e-3, seed=0)
         bounds.append(held_out(simulator, policy, trainer.bound))
     difference = bounds[1] - bounds[0]
     assert float(difference.mean()) > 4 * float(difference.std()) / math.sqrt(len(difference))
@@ -85,10 +86,8 @@ def test_a_learned_likelihood_with_local_samples_estimates_the_gain_from_above()
     """E[log q(h | θ_0) − log q̂(h)]: for q the likelihood the gain, plus the error of 64 weighted samples."""
     model, simulator = implicit()
     policy = StaticPolicy(simulator, HORIZON, torch.tensor([[1.0], [-0.6]]))
-    bound = LikelihoodBound(simulator, num_components=1, num_contrastive=64, proposal="local")
-    DAD(simulator, HORIZON, policy, bound=bound, show_progress_bars=False).train(
-        100, 256, learning_rate=5e-3, seed=0, bound_steps=4
-    )
+    bound = LikelihoodBound(simulator, num_components=1, num_contrastive=64, proposal="local", fitting_steps=4)
+    DAD(simulator, HORIZON, policy, bound=bound, show_progress_bars=False).train(100, 256, learning_rate=5e-3, seed=0)
     torch.manual_seed(5)
     theta = simulator.prior.sample((4096,))
     terms = bound.loss(theta, PolicySimulator(simulator, policy, HORIZON)(theta))[1]
@@ -141,10 +140,12 @@ def test_what_a_bound_cannot_do_is_refused():
         LikelihoodBound(hidden)
     with pytest.raises(ValueError, match="proposal must be"):
         LikelihoodBound(simulator, proposal="posterior")
-    with pytest.raises(TypeError, match="NeuralBound"):
+    with pytest.raises(TypeError, match="bound must be a Bound"):
         DAD(simulator, 2, bound=torch.nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="neither score-function gradients"):
-        DAD(simulator, 2, show_progress_bars=False).train(2, 8, gradient="score")
+    with pytest.raises(ValueError, match="PCE needs a simulator with a log_likelihood"):
+        DAD(simulator, 2, bound=PCE())
+    with pytest.warns(UserWarning, match="num_contrastive has no effect: InfoNCE contrasts with the rest of the batch"):
+        DAD(simulator, 2, show_progress_bars=False).train(1, 8, num_contrastive=7)
     discrete = DesignSimulator(
         simulator.prior, lambda t, d: (t > d).float(), DesignSpace(torch.distributions.constraints.real)
     )

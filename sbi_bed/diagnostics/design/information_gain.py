@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...objectives.bounds import InformationGain, estimate_bounds, sampler_of
-from ...objectives.critics import NeuralBound
+from ...objectives.base import Bound, NeuralBound
+from ...objectives.bounds import InformationGain, estimate_bounds
 from ...simulators.base import DesignSimulator
+from ...simulators.experiments import sampler_of
 from ...simulators.rollout import PolicySimulator
 from ...utils.checks import check_count
 from ...utils.history import trials_before
@@ -30,7 +31,7 @@ def expected_information_gain(
     prior: Any = None,
     history: Tensor | None = None,
     truth: DesignSimulator | None = None,
-    bound: NeuralBound | None = None,
+    bound: Bound | None = None,
     proposal: Literal["posterior"] | None = None,
     num_particles: int = 1024,
     max_gap: float | None = None,
@@ -89,7 +90,7 @@ def expected_information_gain(
         >>> gain.lower <= gain.upper
         True
     """
-    if bound is not None:
+    if isinstance(bound, NeuralBound):
         if not (prior is None and history is None and truth is None and proposal is None and max_gap is None):
             raise ValueError(
                 "a bound with a net inside takes no prior, history, truth, proposal or max_gap of its own."

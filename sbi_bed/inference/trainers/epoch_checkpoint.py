@@ -7,7 +7,7 @@ from typing import Any
 
 from ..._compat import TrainingLoop
 from ...utils.files import rebuilding
-from .checkpoint import read_checkpoint, restore_random_state, write_checkpoint
+from .old_checkpoint import read_checkpoint, restore_random_state, write_checkpoint
 
 __all__ = ["EpochCheckpoint"]
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ...utils.checks import check_count, check_positive
-from .settings import Settings
+from .old_settings import Settings
 
 __all__ = ["EpochSettings"]
 

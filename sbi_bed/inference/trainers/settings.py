@@ -1,10 +1,12 @@
-"""The arguments of a policy's training, checked, and as plain data for trackers and checkpoints."""
+"""Settings that all trainers share: checked once, and kept as plain data for trackers and checkpoints."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...utils.checks import check_count, check_positive
@@ -12,107 +14,111 @@ from ...utils.checks import check_count, check_positive
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Settings", "TrainingSettings", "cosine_decay"]
+__all__ = ["Settings", "StepSettings", "check_share", "cosine_decay"]
 
-_CHOICES = {
-    "gradient": ("auto", "pathwise", "score"),
-    "baseline": ("prefix", "mean", "none"),
-    "proposal": ("prior", "local"),
-    "objective": ("parameters", "model"),
-}
-
-_GROWING = 0.4  # share of a training in which experiments grow to their full length
+_ABOUT_THE_FILE = ("checkpoint", "checkpoint_every", "resume")
 
 
 def cosine_decay(done: float, final: float = 0.01) -> float:
-    """Share of the first learning rate when a share `done` of the training is behind: along a cosine, to `final`."""
+    """Factor of the first learning rate after a share `done` of the training: from 1 to `final` along a cosine."""
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-@dataclass(frozen=True)
+def check_share(value: Any, name: str) -> float:
+    """`value` as a float between 0 and 1; a `ValueError` otherwise."""
+    if not 0 <= float(value) <= 1:
+        raise ValueError(f"{name} must be a share between 0 and 1, got {value}.")
+    return float(value)
+
+
+def _limit(value: Any, name: str) -> float | None:
+    """A positive number; None and infinity mean that there is no limit."""
+    return None if value is None or value == math.inf else check_positive(value, name)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all trainings' arguments share: a falling learning rate, a largest norm of gradients, a form for files."""
+    """Settings of every training.
+
+    Attributes:
+        learning_rate: First learning rate.
+        seed: Seed of the whole training; the global generator if None.
+        final_learning_rate: Share of the learning rate that is left at the end.
+        clip_max_norm: Largest norm of the gradients of each net; None for no limit.
+        max_seconds: Time limit, counted from the call of `train`; a resumed training counts the seconds before. The learning
+            rate falls within this time.
+        checkpoint: File that holds the training's state.
+        checkpoint_every: Steps or epochs between two writings of the checkpoint; it is also written at the end.
+        resume: Go on from `checkpoint` where that file exists; the result is that of an uninterrupted training.
+
+    Raises:
+        TypeError: If a number is of the wrong kind, or a keyword is not a setting.
+        ValueError: If a number is out of range, or `resume` has no `checkpoint`.
+    """
 
     learning_rate: float
-    final_learning_rate: float
-    clip_max_norm: float | None
+    seed: int | None = None
+    final_learning_rate: float = 0.01
+    clip_max_norm: float | None = 1.0
+    max_seconds: float | None = None
+    checkpoint: str | Path | None = None
+    checkpoint_every: int = 500
+    resume: bool = False
 
     @classmethod
-    def of(cls, arguments: dict[str, Any], **others: Any) -> Self:
-        """Settings from the arguments of a call, its `locals()`, by their names; `others` come before these."""
-        known = {**arguments, **others}
-        return cls(**{field.name: known[field.name] for field in dataclasses.fields(cls)})
+    def of(cls, arguments: dict[str, Any]) -> Self:
+        """Settings from a call's keywords; a keyword that is no setting is refused by its name."""
+        known = list(inspect.signature(cls).parameters)
+        for name in arguments.keys() - set(known):
+            raise TypeError(f"train() has no argument {name!r}; it takes {', '.join(known)}.")
+        return cls(**arguments)
+
+    def __post_init__(self):
+        self._set("learning_rate", check_positive(self.learning_rate, "learning_rate"))
+        self._set("final_learning_rate", check_share(self.final_learning_rate, "final_learning_rate"))
+        self._set("seed", None if self.seed is None else check_count(self.seed, "seed", -(2**63)))
+        for name in ("clip_max_norm", "max_seconds"):
+            self._set(name, _limit(getattr(self, name), name))
+        self._set("checkpoint", None if self.checkpoint is None else Path(self.checkpoint))
+        self._set("checkpoint_every", check_count(self.checkpoint_every, "checkpoint_every"))
+        if self.resume and self.checkpoint is None:
+            raise ValueError("resume=True needs checkpoint=, the file to go on from.")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
-    def _check_learning_rates(self) -> None:
-        self._set("learning_rate", check_positive(self.learning_rate, "learning_rate"))
-        if not 0 <= self.final_learning_rate <= 1:
-            raise ValueError(f"final_learning_rate must be a share between 0 and 1, got {self.final_learning_rate}.")
-        self._set("final_learning_rate", float(self.final_learning_rate))  # numpy's numbers would not be plain data
-
     def learning_rate_at(self, done: float) -> float:
-        """Learning rate when a share `done` of the training is behind: along a cosine, to the final one."""
+        """Learning rate after a share `done` of the training."""
         return self.learning_rate * cosine_decay(done, self.final_learning_rate)
 
     @property
     def largest_norm(self) -> float:
-        """Of gradients; infinite without a limit."""
+        """Largest norm of gradients; infinite without a limit."""
         return math.inf if self.clip_max_norm is None else self.clip_max_norm
 
     def as_plain_data(self) -> dict[str, Any]:
-        """Name -> number, string, boolean or None."""
-        return dataclasses.asdict(self)
+        """What decides the result, as name → number, string, boolean or None."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _ABOUT_THE_FILE}
 
 
-@dataclass(frozen=True)
-class TrainingSettings(Settings):
-    """Arguments of `DAD.train` that decide its result; see there.
+@dataclass(frozen=True, kw_only=True)
+class StepSettings(Settings):
+    """Settings of a training by steps.
 
-    Raises:
-        ValueError: If one is out of range.
+    Attributes:
+        num_steps: Number of gradient steps.
+        batch_size: Simulations in each step.
+        num_shards: Parts of each batch, simulated one after the other, or side by side in the processes that `torchrun`
+            starts; one for each process if None.
     """
 
     num_steps: int
     batch_size: int
-    num_contrastive: int
-    seed: int | None
-    gradient: str
-    baseline: str
-    proposal: str
-    max_design_gradient: float | None
-    compile: bool
-    num_shards: int | None
-    max_seconds: float | None
-    bound_steps: int
-    objective: str
-    first_trials: int | None
+    num_shards: int | None = None
 
     def __post_init__(self):
-        for name in ("num_steps", "num_contrastive"):
-            self._set(name, check_count(getattr(self, name), name))
+        super().__post_init__()
+        self._set("num_steps", check_count(self.num_steps, "num_steps"))
         self._set("batch_size", check_count(self.batch_size, "batch_size", 2))
-        self._set("bound_steps", check_count(self.bound_steps, "bound_steps", 0))
-        if self.first_trials is not None:
-            self._set("first_trials", check_count(self.first_trials, "first_trials"))
-        self._set("seed", None if self.seed is None else int(self.seed))
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                *most, last = map(repr, allowed)
-                raise ValueError(f"{name} must be {', '.join(most)} or {last}, got {getattr(self, name)!r}.")
-        self._check_learning_rates()
-        for name in ("max_design_gradient", "clip_max_norm", "max_seconds"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}.")
-            self._set(name, float(value))
         if self.num_shards is not None:
             self._set("num_shards", check_count(self.num_shards, "num_shards"))
-
-    def num_trials_at(self, done: float, num_trials: int) -> int:
-        """Trials of the experiments simulated when a share `done` of the training is behind, out of `num_trials`."""
-        first = num_trials if self.first_trials is None else min(self.first_trials, num_trials)
-        return min(num_trials, first + int((num_trials - first) * done / _GROWING))

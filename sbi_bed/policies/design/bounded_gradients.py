@@ -1,6 +1,6 @@
 r"""A policy whose designs pass on gradients of bounded size.
 
-A bound on the information gain can be very steep in a few histories (a sensor that lands on its source), and the mean
+A bound on the information gain can be very steep in a few histories (a sensor that lands on its source). The mean
 gradient of a batch is then that of those few. Here the gradient that one history sends into one design is scaled down to
 a largest norm, measured in free coordinates, the output of the policy's net:
 
@@ -36,6 +36,10 @@ class BoundedGradients:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
+
+    def in_context(self, context: Any) -> BoundedGradients:
+        """The policy in a context, for policies that are told one; its designs pass on bounded gradients, too."""
+        return BoundedGradients(self._policy.in_context(context), self._space, self._largest)
 
     def propose(self, state: Any, *space: DesignSpace) -> Tensor:
         """Next design (*batch, D), the policy's own."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ....objectives.critics import NeuralBound
+from ....objectives.base import Bound
 from ....policies.base import Policy
 from ....simulators.base import DesignSimulator
 from ....utils.checks import check_count
@@ -71,7 +71,7 @@ class StepDAD(AdaptiveExperiment):
         *,
         refine_seconds: float | None = None,
         posterior: Any = None,
-        bound: NeuralBound | None = None,
+        bound: Bound | None = None,
         refine_settings: dict[str, Any] | None = None,
         show_progress_bars: bool = True,
         **options: Any,

@@ -32,7 +32,7 @@ from ....simulators.actors.situations import Situations, draw_situations
 from ....utils.checks import check_count
 from ....utils.files import rebuilding
 from ....utils.seeding import seeded
-from ..checkpoint import check_checkpoint_arguments, read_checkpoint, restore_random_state, write_checkpoint
+from ..old_checkpoint import check_checkpoint_arguments, read_checkpoint, restore_random_state, write_checkpoint
 from ..steps import Steps
 from .actor_settings import ActorSettings
 

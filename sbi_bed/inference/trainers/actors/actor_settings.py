@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ....utils.checks import check_count, check_positive
-from ..settings import Settings
+from ..old_settings import Settings
 
 __all__ = ["ActorSettings"]
 

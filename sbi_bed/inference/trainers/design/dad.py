@@ -1,46 +1,45 @@
 r"""Deep Adaptive Design: train a policy by stochastic gradient ascent on a bound on its information gain.
 
 Foster et al. 2021 (arXiv 2103.02438). Each step simulates a batch of whole experiments under the policy and raises a
-bound on their gain: where the simulator has a likelihood, a contrastive one; else one with a net inside that is trained
-along with the policy (iDAD, Ivanova et al. 2021, arXiv 2111.02329). With `prior=` and `history=` the same loop refines a
-policy in mid-experiment: θ is drawn from a posterior and only the trials that remain are simulated (Step-DAD, arXiv
+bound on their gain. With a likelihood the bound is contrastive (`PCE`). Without one it has a net inside, which is trained
+with the policy (iDAD, Ivanova et al. 2021, arXiv 2111.02329). With `prior=` and `history=` the same training refines a
+policy in mid-experiment: θ is drawn from a posterior, and only the trials that remain are simulated (Step-DAD, arXiv
 2507.14057).
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ....objectives.critics import InfoNCE, NeuralBound
-from ....objectives.losses import Baseline
+from ....objectives.base import Bound, NeuralBound
+from ....objectives.critics import InfoNCE
+from ....objectives.pce import PCE
 from ....policies.base import Policy
+from ....policies.design.bounded_gradients import BoundedGradients
 from ....policies.design.static import StaticPolicy
 from ....policies.design.transformer import TransformerPolicy
 from ....simulators.base import DesignSimulator
+from ....simulators.experiments import Experiments
 from ....utils.checks import check_count
-from ....utils.files import rebuilding
 from ....utils.history import trials_before
-from ....utils.seeding import seeded
-from ..checkpoint import check_checkpoint_arguments, read_checkpoint, restore_random_state, write_checkpoint
-from ..settings import TrainingSettings
-from ..steps import Steps
-from .distributed import Shards
-from .policy_step import Experiments, PolicyStep
+from ....utils.warn_user import warn_user
+from ..by_steps import StepTrainer
+from ..settings import StepSettings
+from .moved_arguments import bound_with_moved_arguments
 
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
 
 __all__ = ["DAD"]
 
-_KIND = "training"
+_GROWING = 0.4  # share of a training in which experiments grow to their full length
 
 
-class DAD:
+class DAD(StepTrainer):
     """Trains a design policy.
 
     Args:
@@ -52,26 +51,32 @@ class DAD:
         show_progress_bars: Whether to show progress with the current bound.
         prior: Where θ is drawn from, if not the simulator's prior: a distribution, or posterior draws (N, P).
         history: Trials already done, (n, D + O + 1), n < T; the policy is trained on those that remain.
-        bound: A bound with a net inside, trained with the policy, for simulators without a likelihood: one of
-            `sbi_bed.objectives.InfoNCE`, `NWJ`, `PosteriorBound`, `LikelihoodBound`, `RatioBound`. If None the
-            contrastive bound where there is a likelihood, else `InfoNCE(simulator)`.
+        bound: What the policy is trained to raise, from `sbi_bed.objectives`: `PCE(...)` for a simulator with a likelihood,
+            `ModelPCE(...)` for a `ModelMixture`; for any other `InfoNCE`, `NWJ`, `PosteriorBound`, `LikelihoodBound` or
+            `RatioBound`, which have a net inside. If None `PCE()` where there is a likelihood, else `InfoNCE(simulator)`,
+            built when training starts, under its seed.
         state: For a simulator with a hidden state in mid-experiment, the states (N, S) that belong to the draws `prior`.
 
     Attributes:
-        bound: The bound with a net inside, or None.
-        bounds: The training bound at every twentieth step, nats.
-        num_steps: Steps done.
+        policy: The policy.
+        bound: The bound.
+        bounds: The training bound at every twentieth step and at the last, nats.
         num_trials: Trials that the policy is trained on: T, less those already done.
 
     Raises:
-        TypeError: If the policy is not a `Policy`, or the bound not a `NeuralBound`.
-        ValueError: If no trial remains, there is nothing to train, or the simulator's outcomes do not suit the bound.
+        TypeError: If the policy is not a `Policy`, or the bound not a `Bound`.
+        ValueError: If no trial remains, there is nothing to train, or the bound is not for such a simulator.
 
     Example:
         >>> from sbi_bed.simulators import LocationFinding
         >>> trainer = DAD(LocationFinding(), horizon=3, show_progress_bars=False)
         >>> policy = trainer.train(num_steps=2, batch_size=8, num_contrastive=7, seed=0)
     """
+
+    label, metric, shown_metric = "training policy", "information_gain_bound", "bound (nats)"
+    advice_about_nan = (
+        "check that log_likelihood is finite and differentiable for all theta of the prior and all designs of the space"
+    )
 
     def __init__(
         self,
@@ -84,180 +89,164 @@ class DAD:
         *,
         prior: Any = None,
         history: Tensor | None = None,
-        bound: NeuralBound | None = None,
+        bound: Bound | None = None,
         state: Tensor | None = None,
     ):
+        super().__init__(device, tracker, show_progress_bars)
         self.simulator = simulator
         self.horizon = check_count(horizon, "horizon")
-        self.device = torch.device(device)
         if not (policy is None or isinstance(policy, Policy)):
             raise TypeError(f"DAD trains a Policy, got {policy!r}; give its three methods to a subclass of Policy.")
-        if not (bound is None or isinstance(bound, NeuralBound)):
-            raise TypeError(f"bound must be a NeuralBound of sbi_bed.objectives, got {bound!r}.")
-        if bound is not None or not simulator.has_likelihood:
-            trains_policy = policy is None or any(p.requires_grad for p in policy.parameters())
-            if trains_policy and not simulator.pathwise:
-                raise ValueError(
-                    "DAD needs a simulator with a log_likelihood, or one with reparameterized=True, through whose outcomes "
-                    "a bound with a net inside can be raised."
-                )
-        self._build = policy is None, bound is None and not simulator.has_likelihood
-        self.policy: Policy = (TransformerPolicy(simulator, self.horizon) if policy is None else policy).to(self.device)
-        self.bound = InfoNCE(simulator).to(self.device) if self._build[1] else bound and bound.to(self.device)
-        if not self._parameters():
+        if not (bound is None or isinstance(bound, Bound)):
+            raise TypeError(f"bound must be a Bound of sbi_bed.objectives, such as PCE(), got {bound!r}.")
+        self._to_build = policy is None, bound is None
+        self.policy: Policy = (self._new_policy() if policy is None else policy).to(self.device)
+        self._check_gradients(bound)
+        self.bound: Bound = (self._new_bound() if bound is None else bound).to(self.device)
+        if not any(self._parameters(net) for net in self._nets().values()):
             raise ValueError(f"{type(self.policy).__name__} has nothing to train.")
-        history, self.num_trials = trials_before(history, self.horizon, simulator.design_dim, simulator.outcome_dim)
-        self.history = None if history is None else history.to(self.device)
-        prior = simulator.prior if prior is None else prior
-        self._experiments = Experiments(simulator, self.num_trials, self.history, prior, state, self.device)
-        self._tracker = tracker
-        self._show_progress_bars = show_progress_bars
-        self.bounds: list[float] = []
-        self.num_steps = 0
+        self.history, self.num_trials = trials_before(
+            history, self.horizon, simulator.design_dim, simulator.outcome_dim
+        )
+        self.experiments = self._experiments(prior, state)
+        self.bound.check(self.experiments)
+        self._first_trials: int | None = None
+
+    @property
+    def bounds(self) -> list[float]:
+        """The training bound at every twentieth step and at the last, nats."""
+        return self.reports
 
     def train(
         self,
         num_steps: int = 5000,
         batch_size: int = 512,
-        num_contrastive: int = 1023,
+        num_contrastive: int | None = None,
         learning_rate: float = 1e-3,
-        seed: int | None = None,
         *,
-        objective: Literal["parameters", "model"] = "parameters",
-        gradient: Literal["auto", "pathwise", "score"] = "auto",
-        baseline: Baseline = "prefix",
-        proposal: Literal["prior", "local"] = "prior",
-        max_design_gradient: float | None = None,
-        clip_max_norm: float | None = 1.0,
-        compile: bool = False,
-        num_shards: int | None = None,
-        final_learning_rate: float = 0.01,
-        max_seconds: float | None = None,
-        bound_steps: int = 0,
+        seed: int | None = None,
         first_trials: int | None = None,
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        resume: bool = False,
+        **settings: Any,
     ) -> Policy:
-        """Train for `num_steps` steps of Adam; returns the policy, in evaluation mode.
+        """Train with Adam; returns the policy, in evaluation mode.
 
         Args:
             num_steps: Number of gradient steps.
             batch_size: Experiments simulated in each.
-            num_contrastive: Contrastive samples L in each; the bound cannot exceed log(L + 1). Bounds with a net inside
-                have samples of their own.
+            num_contrastive: Contrastive samples L in each; those of the bound if None. A contrastive bound cannot exceed
+                log(L + 1).
             learning_rate: First learning rate; it falls to `final_learning_rate` times that along a cosine.
             seed: Seed of the whole training; the global generator if None.
-            objective: What the experiment is to tell: "parameters", all of theta; or for a `ModelMixture` "model", which of
-                its models holds, whatever the parameters, with `num_contrastive` samples shared out among the models; see
-                `sbi_bed.objectives.model_gain`.
-            gradient: "pathwise" for reparameterised outcomes, "score" for any; "auto" asks the simulator.
-            baseline: Control variate of the score-function gradient; see `sbi_bed.objectives.losses`.
-            proposal: Where contrastive samples come from: "prior", or "local", half of them from near the truth, for
-                gains well above log L; see `sbi_bed.objectives.proposals`.
-            max_design_gradient: Largest norm of the gradient that one history sends into one design; see
-                `sbi_bed.policies.design.bounded_gradients`. If None 1 with a likelihood; unbounded with a net inside the
-                bound, whose own smoothness bounds them.
-            clip_max_norm: Largest norm of gradients of the policy, and of a net inside the bound; None for no limit.
-            compile: Whether to run the bound through `torch.compile`; see `log_sum_likelihood`.
-            num_shards: Parts that each batch is simulated in: one after the other, or side by side in the processes that
-                `torchrun` starts. One for each process if None.
-            final_learning_rate: Share of the learning rate that is left at the end.
-            max_seconds: Stop after so many seconds at the latest; the learning rate falls accordingly.
-            bound_steps: Steps that a net inside the bound takes alone, on new histories, before each step of both. They are
-                cheap, since nothing is differentiated through designs.
             first_trials: Begin with experiments of so many trials, and let them grow to their full length in the first two
-                fifths of the training: early steps are then cheaper, and what they teach carries over.
-            checkpoint: File that holds the training's state, written every `checkpoint_every` steps and at the end.
-            checkpoint_every: Steps between checkpoints.
-            resume: Go on from `checkpoint` where it exists; the result is that of an uninterrupted training.
+                fifths of the training. Early steps are then cheaper, and what they teach carries over.
+            **settings: `final_learning_rate` (0.01), `clip_max_norm` (1.0), `max_seconds`, `num_shards`, `checkpoint`,
+                `checkpoint_every` (500) and `resume`, as for every trainer; see `sbi_bed.inference.StepSettings`.
 
         Raises:
-            ValueError: If an argument is out of range, "pathwise" is asked of outcomes that are not reparameterised, the
-                checkpoint is of another training, or the bound becomes NaN (the weights are then those before that step).
+            TypeError: If a keyword is no setting.
+            ValueError: If an argument is out of range, the checkpoint is of another training, or the bound becomes NaN (the
+                weights are then those before that step).
         """
-        settings = TrainingSettings.of(locals())
-        check_checkpoint_arguments(checkpoint, checkpoint_every, resume)
-        description = {"policy": type(self.policy).__name__, "num_trials": self.num_trials, **settings.as_plain_data()}
-        if self._tracker is not None:
-            self._tracker.log_params(description)
-        with seeded(settings.seed, self.device):
-            shards = Shards(settings.num_shards, self.device)
-            if settings.batch_size % shards.num_shards:
-                raise ValueError(f"a batch of {batch_size} cannot be cut into {shards.num_shards} equal shards.")
-            self._build_nets()
-            shards.share(self._parameters())
-            optimizer = torch.optim.Adam(self._parameters(), lr=settings.learning_rate)
-            start = self._restore(checkpoint, description, optimizer) if resume else 0
-            step_of = PolicyStep(self._experiments, self.policy, self.bound, settings, shards, optimizer)
-            first = shards.rank == 0  # of the processes: it shows and writes
-            show = self._show_progress_bars and first
-            steps = Steps(settings.num_steps, "training policy", start, settings.max_seconds, show=show)
-            for step, done in steps:
-                bound, norm = step_of(step, done)
-                self.num_steps = step + 1
-                if steps.every(20):
-                    self._report(steps, step, bound, settings.learning_rate_at(done), norm)
-                if checkpoint is not None and first and steps.every(checkpoint_every):
-                    self._keep(checkpoint, description, optimizer)
-            if isinstance(self.policy, StaticPolicy) and self.policy.num_starts > 1:
-                self._keep_best_start(self.policy, settings, step_of)
-        return self.policy.eval()
+        self.bound, settings = bound_with_moved_arguments(self.bound, settings, self.simulator)
+        arguments = {"num_steps": num_steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+        checked = StepSettings.of({**arguments, **settings})
+        self._first_trials = None if first_trials is None else check_count(first_trials, "first_trials")
+        self._set_num_contrastive(num_contrastive)
+        self.bound.check(self.experiments)
+        self._train(checked)
+        return self.policy
 
-    @torch.no_grad()
-    def _keep_best_start(self, policy: StaticPolicy, settings: TrainingSettings, step_of: PolicyStep) -> None:
-        """Leave the list of designs whose bound is highest, on at least 1,024 new histories of each."""
-        total = torch.zeros(policy.num_starts, device=self.device)
-        per_batch = max(1, settings.batch_size // policy.num_starts)
-        for _ in range(math.ceil(1024 / per_batch)):
-            terms = step_of.objective(*step_of.experiments.run(policy, per_batch * policy.num_starts))[1]
-            total += terms.unflatten(0, (per_batch, policy.num_starts)).mean(0)
-        step_of.shards.sum([total])
-        policy.keep_start(int(total.argmax()))
-
-    # ---- nets, reports, checkpoints
-
-    def _build_nets(self) -> None:
-        """Build what was left to us anew, under the seed."""
-        if self._build[0]:
-            self.policy = TransformerPolicy(self.simulator, self.horizon).to(self.device)
-        if self._build[1]:
-            self.bound = InfoNCE(self.simulator).to(self.device)
-        self._build = False, False
-        for net in self._nets().values():
-            net.train()
+    # ---- what the loop asks
 
     def _nets(self) -> dict[str, nn.Module]:
-        nets: dict[str, nn.Module] = {"policy": self.policy}
-        return nets if self.bound is None else nets | {"bound": self.bound}
+        has_net = next(self.bound.parameters(), None) is not None
+        return {"policy": self.policy, "bound": self.bound} if has_net else {"policy": self.policy}
 
-    def _parameters(self) -> list[nn.Parameter]:
-        return [p for net in self._nets().values() for p in net.parameters() if p.requires_grad]
+    def _description(self) -> dict[str, Any]:
+        return {
+            "policy": type(self.policy).__name__,
+            "num_trials": self.num_trials,
+            "first_trials": self._first_trials,
+            "bound": type(self.bound).__name__,
+            "num_contrastive": self.bound.num_contrastive,
+            **self.bound.config,
+        }
 
-    def _report(self, steps: Steps, step: int, bound: Tensor, rate: float, norm: Tensor) -> None:
-        value = float(bound)
-        self.bounds.append(value)
-        steps.say("bound (nats)", self.bounds)
-        if self._tracker is not None:
-            metrics = {"information_gain_bound": value, "learning_rate": rate, "gradient_norm": float(norm)}
-            self._tracker.log_metrics(metrics, step=step)
+    def _build(self, settings: StepSettings) -> None:
+        if self._to_build[0]:
+            self.policy = self._new_policy().to(self.device)
+        if self._to_build[1] and isinstance(self.bound, NeuralBound):
+            self.bound = self._new_bound().to(self.device)
+        self._to_build = False, False
 
-    def _keep(self, path: str | Path, description: dict, optimizer: torch.optim.Optimizer) -> None:
-        weights = {name: net.state_dict() for name, net in self._nets().items()}
-        state = {"step": self.num_steps, "weights": weights, "optimizer": optimizer.state_dict(), "bounds": self.bounds}
-        write_checkpoint(path, _KIND, description, state, self.device)
+    def _before_step(self, done: float) -> None:
+        if not isinstance(self.bound, NeuralBound):
+            return
+        bound, num_trials = self.bound, self._num_trials_at(done)
 
-    def _restore(self, path: str | Path | None, description: dict, optimizer: torch.optim.Optimizer) -> int:
-        content = read_checkpoint(path, _KIND, description, {"step", "weights", "optimizer", "bounds"})
-        if content is None:
-            return 0
-        with rebuilding(str(path)):
-            try:
-                for name, net in self._nets().items():
-                    net.load_state_dict(content["weights"][name])
-            except (RuntimeError, KeyError) as err:
-                raise ValueError(f"{path} is a checkpoint of another policy: {err}") from err
-            optimizer.load_state_dict(content["optimizer"])
-            restore_random_state(content, self.device)
-            self.bounds = list(content["bounds"])
-            return check_count(content["step"], "step", 0)
+        def fitting_loss(num: int) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                batch = self.experiments.run(self.policy, num, num_trials=num_trials)
+            loss = bound.fitting_loss(batch.theta, self.experiments.histories(batch))
+            return loss, loss.detach()
+
+        for extra in range(1, bound.fitting_steps + 1):
+            self._set_gradients(fitting_loss, {"bound": bound}, self.num_steps, extra)
+            self._optimizer.step()  # the policy has no gradients, and stays as it is
+
+    def _loss(self, num: int, done: float) -> tuple[Tensor, Tensor]:
+        largest, policy = self.bound.max_design_gradient, self.policy
+        bounded: Any = BoundedGradients(policy, self.simulator.design_space, largest) if largest < math.inf else policy
+        batch = self.experiments.run(bounded, num, self.bound.detach_outcomes, self._num_trials_at(done))
+        loss, terms = self.bound.training_loss(batch, self.experiments)
+        return loss, terms.mean()
+
+    @torch.no_grad()
+    def _finish(self) -> None:
+        """Of a static policy's lists of designs keep that whose bound is highest, on 1,024 new histories of each."""
+        policy = self.policy
+        if not isinstance(policy, StaticPolicy) or policy.num_starts == 1:
+            return
+        total = torch.zeros(policy.num_starts, device=self.device)
+        per_batch = max(1, self._settings.batch_size // policy.num_starts)
+        for _ in range(math.ceil(1024 / per_batch)):
+            batch = self.experiments.run(policy, per_batch * policy.num_starts)
+            terms = self.bound.training_loss(batch, self.experiments)[1]
+            total += terms.unflatten(0, (per_batch, policy.num_starts)).mean(0)
+        self._shards.sum([total])
+        policy.keep_start(int(total.argmax()))
+
+    # ---- pieces
+
+    def _new_policy(self) -> Policy:
+        return TransformerPolicy(self.simulator, self.horizon)
+
+    def _new_bound(self) -> Bound:
+        return PCE() if self.simulator.has_likelihood else InfoNCE(self.simulator)
+
+    def _experiments(self, prior: Any, state: Tensor | None) -> Experiments:
+        return Experiments(self.simulator, self.num_trials, self.history, prior, state, self.device)
+
+    def _check_gradients(self, bound: Bound | None) -> None:
+        """A net inside a bound sends gradients through outcomes, so they have to be reparameterised."""
+        by_net = isinstance(bound, NeuralBound) or (bound is None and not self.simulator.has_likelihood)
+        if by_net and self._parameters(self.policy) and not self.simulator.pathwise:
+            raise ValueError(
+                "DAD needs a simulator with a log_likelihood, or one with reparameterized=True, through whose outcomes "
+                "a bound with a net inside can be raised."
+            )
+
+    def _num_trials_at(self, done: float) -> int:
+        """Trials simulated after a share `done` of the training."""
+        first = self.num_trials if self._first_trials is None else min(self._first_trials, self.num_trials)
+        return min(self.num_trials, first + int((self.num_trials - first) * done / _GROWING))
+
+    def _set_num_contrastive(self, num_contrastive: int | None) -> None:
+        if num_contrastive is None:
+            return
+        num_contrastive = check_count(num_contrastive, "num_contrastive")
+        if self.bound.num_contrastive is None:
+            name = type(self.bound).__name__
+            warn_user(f"num_contrastive has no effect: {name} contrasts with the rest of the batch, see batch_size.")
+            return
+        self.bound.num_contrastive = num_contrastive

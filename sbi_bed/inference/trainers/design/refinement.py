@@ -22,19 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....objectives.bounds import estimate_bounds, sampler_of
-from ....objectives.critics import NeuralBound
+from ....objectives.base import Bound, NeuralBound
+from ....objectives.bounds import estimate_bounds
 from ....policies.base import Policy
 from ....simulators.base import DesignSimulator
-from ....simulators.rollout import rollout
+from ....simulators.experiments import Experiments, sampler_of
 from ....utils.checks import check_count
-from ....utils.history import check_history, continue_history
+from ....utils.history import check_history
 from ....utils.seeding import seeded
 from ...posteriors.hidden_state import replay_state
 from ...posteriors.likelihood_posterior import likelihood_posterior
 from .dad import DAD
 
-__all__ = ["Judge", "Refinement", "posterior_draws", "refine_policy"]
+__all__ = ["HeldOutGain", "Refinement", "posterior_draws", "refine_policy"]
 
 _NO_END = 10**7  # steps, where time is what counts
 
@@ -93,7 +93,7 @@ def refine_policy(
     num_contrastive: int = 255,
     learning_rate: float = 1e-3,
     sample_with: Any = "smc",
-    bound: NeuralBound | None = None,
+    bound: Bound | None = None,
     num_particles: int = 4096,
     num_held_out: int = 2048,
     max_seconds: float | None = None,
@@ -113,8 +113,8 @@ def refine_policy(
         learning_rate: First learning rate; falls along a cosine.
         sample_with: How to infer p(θ | history): a name for `likelihood_posterior`, or a trained sbi posterior over
             histories padded to the horizon, which a simulator without a likelihood needs.
-        bound: For a simulator without a likelihood, the bound that its policy was trained with (`DAD(...).bound`); it is
-            not changed. A new `InfoNCE` if None.
+        bound: What the refinement raises, such as the bound that the policy was trained with (`DAD(...).bound`); it is not
+            changed. If None `PCE()`, or without a likelihood a new `InfoNCE`.
         num_particles: Posterior draws.
         num_held_out: Simulated continuations, and contrastive draws, that judge the result.
         max_seconds: Budget for all of it. Inference is not cut short; if nothing is left after it, the old policy stays.
@@ -166,17 +166,20 @@ def refine_policy(
             bound=copy.deepcopy(bound),
             state=state,
         )
-        judge = Judge(simulator, trainer.num_trials, trainer.history, draws, state, num_held_out)
+        held_out = HeldOutGain(trainer.experiments, num_held_out)
         start = time.perf_counter()
-        before = judge.gains(policy, trainer.bound if bound is None else bound)
-        remaining = _seconds_left(max_seconds, begin, start, num_judgements=1 if bound is None else 2)
+        before = held_out.gains(policy, trainer.bound if bound is None else bound)
+        has_net = isinstance(trainer.bound, NeuralBound)
+        remaining = _seconds_left(max_seconds, begin, start, num_judgements=2 if has_net else 1)
         if remaining is not None and remaining <= 0:
             seconds = time.perf_counter() - begin
             return Refinement.judged(policy, policy, before, before, effective_sample_size, 0, seconds)
-        refined = trainer.train(num_steps, batch_size, num_contrastive, learning_rate, max_seconds=remaining)
-        after = judge.gains(refined, trainer.bound)
-        if trainer.bound is not None:
-            again = judge.gains(policy, trainer.bound)
+        refined = trainer.train(
+            num_steps, batch_size, None if has_net else num_contrastive, learning_rate, max_seconds=remaining
+        )
+        after = held_out.gains(refined, trainer.bound)
+        if has_net:
+            again = held_out.gains(policy, trainer.bound)
             before = before if before.mean() > again.mean() else again
     seconds = time.perf_counter() - begin
     return Refinement.judged(policy, refined, before, after, effective_sample_size, trainer.num_steps, seconds)
@@ -208,33 +211,26 @@ def posterior_draws(
     return sample_with.sample((num,), x=x.unsqueeze(0), show_progress_bars=False), float(num)
 
 
-class Judge:
-    """The gain of the remaining trials on held-out draws; all policies see the same random numbers."""
+class HeldOutGain:
+    """The gain of the remaining trials on held-out draws. All policies are compared with the same random numbers."""
 
-    def __init__(
-        self,
-        simulator: DesignSimulator,
-        num_trials: int,
-        history: Tensor | None,
-        draws: Tensor,
-        state: Tensor | None,
-        num_held_out: int,
-    ):
-        self.simulator, self.num_trials, self.history = simulator, num_trials, history
-        self.draws, self.state, self.num = draws, state, num_held_out
+    def __init__(self, experiments: Experiments, num_held_out: int):
+        self.experiments, self.num = experiments, num_held_out
         self.seed = int(torch.randint(2**31, ()))
 
     @torch.no_grad()
-    def gains(self, policy: Policy, bound: NeuralBound | None = None) -> Tensor:
-        """Lower bound of each of the held-out continuations, (num_held_out,): contrastive, or by a net."""
+    def gains(self, policy: Policy, bound: Bound | None = None) -> Tensor:
+        """Lower bound of each held-out continuation, (num_held_out,): by the net of `bound`, or else contrastive."""
         with seeded(self.seed):
-            if bound is None:
-                sample = sampler_of(self.draws)
-                settings: Any = {"sample_theta": sample, "history": self.history}
+            if not isinstance(bound, NeuralBound):
                 return estimate_bounds(
-                    self.simulator, policy, self.num_trials, self.num, self.num, **settings
+                    self.experiments.simulator,
+                    policy,
+                    self.experiments.num_trials,
+                    self.num,
+                    self.num,
+                    sample_theta=sampler_of(self.experiments.prior),
+                    history=self.experiments.history,
                 ).lower_samples
-            index = torch.randint(len(self.draws), (self.num,))
-            state = None if self.state is None else self.state[index]
-            trials = rollout(self.simulator, policy, self.draws[index], self.num_trials, self.history, state=state)
-            return bound.eval()(self.draws[index], continue_history(self.history, *trials))
+            batch = self.experiments.run(policy, self.num)
+            return bound.eval()(batch.theta, self.experiments.histories(batch))

@@ -26,9 +26,9 @@ from ....utils.seeding import seeded
 from ....utils.tracking import NoTracker
 from ....utils.warn_user import warn_user
 from ...posteriors.model_posterior import ModelPosterior
-from ..checkpoint import check_checkpoint_arguments
 from ..epoch_checkpoint import EpochCheckpoint
 from ..epoch_settings import EpochSettings
+from ..old_checkpoint import check_checkpoint_arguments
 from ..shared_split import split_rows
 from .classifier_run import ClassifierRun
 

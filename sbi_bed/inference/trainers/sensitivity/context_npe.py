@@ -28,10 +28,10 @@ from ....utils.packing.contexts import pack_context
 from ....utils.seeding import seeded
 from ....utils.tracking import NoTracker
 from ...posteriors.context_posterior import ContextPosterior, build_context_estimator
-from ..checkpoint import check_checkpoint_arguments
 from ..epoch_checkpoint import EpochCheckpoint
 from ..epoch_run import EpochRun
 from ..epoch_settings import EpochSettings
+from ..old_checkpoint import check_checkpoint_arguments
 from ..shared_split import split_rows
 
 if TYPE_CHECKING:

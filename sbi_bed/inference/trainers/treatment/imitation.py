@@ -26,8 +26,8 @@ from ....simulators.treatment.stream import TreatmentStream, assign_stream
 from ....utils.checks import check_count
 from ....utils.files import rebuilding
 from ....utils.seeding import seeded
-from ..checkpoint import check_checkpoint_arguments, read_checkpoint, restore_random_state, write_checkpoint
-from ..settings import Settings
+from ..old_checkpoint import check_checkpoint_arguments, read_checkpoint, restore_random_state, write_checkpoint
+from ..old_settings import Settings
 from ..steps import Steps
 
 if TYPE_CHECKING:

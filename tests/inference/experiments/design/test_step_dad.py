@@ -9,7 +9,7 @@ from models import LinearGaussian, RandomWalk
 from sbi.inference import NPE
 from sbi.neural_nets import posterior_nn
 
-from sbi_bed.inference import DAD, StepDAD, refine_policies, refine_policy
+from sbi_bed.inference import DAD, StepDAD, refine_policy
 from sbi_bed.inference.experiments.journal import journal_bytes
 from sbi_bed.inference.posteriors.hidden_state import replay_state
 from sbi_bed.neural_nets import HistoryEmbedding
@@ -274,24 +274,3 @@ def test_an_epidemic_is_refined_with_npe():
     assert len(experiment.refinements) == 2
     times = experiment.designs[:, 0]
     assert (times.diff() > 0).all() and times[-1] < 100
-
-
-def test_many_deployments_are_refined_at_once(location):
-    simulator, policy, _ = location
-    torch.manual_seed(1)
-    with torch.no_grad():
-        histories = pack_history(*rollout(simulator, policy, simulator.prior.sample((3,)), 2))
-    settings = {**QUICK, "num_steps": 150, "seed": 1}
-    together = refine_policies(policy, simulator, 4, histories, **settings)
-    alone = [refine_policy(policy, simulator, 4, h, **settings) for h in histories]
-    for one, other in zip(together, alone, strict=True):
-        assert one.gain_before == pytest.approx(other.gain_before, abs=0.4)  # two sets of 512 posterior draws
-        gains = [step.gain_after - step.gain_before for step in (one, other)]
-        assert abs(gains[0] - gains[1]) < 0.3 + 3 * (one.difference_stderr + other.difference_stderr)
-    assert sum(step.accepted for step in together) >= 2
-    weights = [next(step.policy.parameters()) for step in together if step.accepted]
-    assert not torch.equal(weights[0], weights[1])
-    with pytest.raises(ValueError, match="without padding"):
-        refine_policies(policy, simulator, 4, histories[0])
-    with pytest.raises(ValueError, match="no trial remains"):
-        refine_policies(policy, simulator, 2, histories)

@@ -11,6 +11,7 @@ from torch.distributions import MultivariateNormal, constraints
 
 from sbi_bed.diagnostics import expected_information_gain
 from sbi_bed.inference import DAD
+from sbi_bed.objectives import PCE
 from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, StaticPolicy, TransformerPolicy
 from sbi_bed.simulators import ConstantElasticity, DesignSimulator, HyperbolicDiscounting, LocationFinding, rollout
 from sbi_bed.utils import pack_history
@@ -72,7 +73,8 @@ def test_training_reaches_the_best_designs(dim, build, gradient, learning_rate):
     torch.manual_seed(2)
     policy = build(simulator)
     before = exact_gain(simulator, policy, 2)
-    DAD(simulator, 2, policy, show_progress_bars=False).train(250, 128, 63, learning_rate, seed=0, gradient=gradient)
+    bound = PCE(gradient=gradient)
+    DAD(simulator, 2, policy, bound=bound, show_progress_bars=False).train(250, 128, 63, learning_rate, seed=0)
     after, best = exact_gain(simulator, policy, 2), simulator.best_gain(2)
     assert before < 0.9 * best
     assert 0.97 * best < after <= best + 1e-6
@@ -119,7 +121,7 @@ def test_experiments_grow_to_their_full_length(monkeypatch):
         lengths.append(num_trials)
         return rollout(simulator, policy, theta, num_trials, *arguments)
 
-    monkeypatch.setattr("sbi_bed.inference.trainers.design.policy_step.rollout", recorded)
+    monkeypatch.setattr("sbi_bed.simulators.experiments.rollout", recorded)
     trainer(horizon=4).train(20, 8, 7, seed=0, first_trials=1)
     assert lengths == [1] * 3 + [2] * 3 + [3] * 2 + [4] * 12
     lengths.clear()
@@ -196,18 +198,19 @@ def test_wrong_checkpoints_are_refused(tmp_path):
         {"seed": 4},
         {"num_steps": 3},
         {"learning_rate": 0.5},
-        {"gradient": "score"},
         {"clip_max_norm": 2.0},
     ):
         (name,) = changes
         with pytest.raises(ValueError, match=f"is a checkpoint of a training with .*{name}"):
             trainer().train(**{**settings, **changes}, checkpoint=path, resume=True)
+    with pytest.raises(ValueError, match=r"is a checkpoint of a training with .*gradient"):
+        trainer(bound=PCE(gradient="score")).train(**settings, checkpoint=path, resume=True)
     with pytest.raises(ValueError, match=r"is a checkpoint of a training with .*num_trials"):
         trainer(horizon=3).train(**settings, checkpoint=path, resume=True)
     with pytest.raises(ValueError, match=r"is a checkpoint of a training with .*policy"):
         trainer(policy=None).train(**settings, checkpoint=path, resume=True)
     trainer(policy=DeepSetsPolicy(LinearGaussian(), 8, 4)).train(**settings, checkpoint=path)
-    with pytest.raises(ValueError, match="is a checkpoint of another policy"):
+    with pytest.raises(ValueError, match="is a checkpoint of another net"):
         trainer(policy=DeepSetsPolicy(LinearGaussian(), 9, 4)).train(**settings, checkpoint=path, resume=True)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -300,8 +303,7 @@ def test_what_cannot_be_trained_is_refused(build, error, message):
         ({"num_steps": 2.5}, TypeError, "num_steps must be a whole number"),
         ({"learning_rate": 0.0}, ValueError, "learning_rate must be positive"),
         ({"learning_rate": float("nan")}, ValueError, "learning_rate must be positive"),
-        ({"gradient": "backwards"}, ValueError, "gradient must be 'auto', 'pathwise' or 'score'"),
-        ({"baseline": "own"}, ValueError, "baseline must be 'prefix', 'mean' or 'none'"),
+        ({"patience": 3}, TypeError, r"train\(\) has no argument 'patience'; it takes learning_rate, seed"),
         ({"resume": True}, ValueError, "resume=True needs checkpoint="),
         ({"clip_max_norm": 0.0}, ValueError, "clip_max_norm must be positive"),
         ({"final_learning_rate": 2.0}, ValueError, "final_learning_rate must be a share"),
@@ -316,7 +318,12 @@ def test_wrong_settings_are_refused(changes, error, message):
 def test_pathwise_is_refused_where_it_would_be_wrong():
     for simulator in (HyperbolicDiscounting(), ConstantElasticity()):
         with pytest.raises(ValueError, match="pathwise gradients need a simulator with reparameterized=True"):
-            DAD(simulator, 2, show_progress_bars=False).train(2, 8, 7, gradient="pathwise")
+            DAD(simulator, 2, bound=PCE(gradient="pathwise"))
+    for name in ("gradient", "baseline", "proposal"):
+        with pytest.raises(ValueError, match=f"{name} must be '"):
+            PCE(**{name: "own"})
+    with pytest.raises(ValueError, match="max_design_gradient must be positive"):
+        PCE(max_design_gradient=0.0)
 
 
 def test_a_likelihood_that_breaks_is_reported_and_the_weights_are_kept():
@@ -356,20 +363,19 @@ def test_samples_near_the_truth_teach_where_prior_draws_are_silent():
     for proposal in ("prior", "local"):
         policy = TinyPolicy(simulator, start=0.3)
         before = exact_gain(simulator, policy, 2)
-        trainer(simulator, policy=policy).train(150, 128, 15, 1e-2, seed=0, proposal=proposal)
+        bound = PCE(proposal=proposal)
+        trainer(simulator, policy=policy, bound=bound).train(150, 128, 15, 1e-2, seed=0)
         gains[proposal] = exact_gain(simulator, policy, 2) - before
     assert gains["local"] > gains["prior"] + 0.1
     with pytest.raises(ValueError, match="needs the density of the prior"):
-        trainer(prior=torch.randn(50, 1)).train(1, 8, 7, proposal="local")
-    with pytest.raises(ValueError, match="proposal must be 'prior' or 'local'"):
-        trainer().train(1, 8, 7, proposal="posterior")
+        trainer(prior=torch.randn(50, 1), bound=PCE(proposal="local"))
 
 
 def test_compiled_training_takes_the_same_steps():
     policies = []
     for compile in (False, True):
         policies.append(TinyPolicy(LinearGaussian()))
-        trainer(policy=policies[-1]).train(5, 32, 31, 1e-2, seed=0, compile=compile)
+        trainer(policy=policies[-1], bound=PCE(compile=compile)).train(5, 32, 31, 1e-2, seed=0)
     torch.testing.assert_close(weights(policies[0]), weights(policies[1]), rtol=1e-4, atol=1e-5)
 
 

@@ -1,8 +1,8 @@
-r"""One training in several processes, each with a share of every batch.
+"""Shards of a batch: one training in several processes, each with a part of every batch.
 
 `torchrun --nproc-per-node=2 script.py` starts the same script twice and describes the group in environment variables.
-A batch is a number of shards; shard k of step s draws its random numbers from a seed made of (seed, s, k), whoever works
-on it. So one process that takes all shards in turn and several that take one each sum the same gradients.
+Shard k of step s draws its random numbers from a seed made of (seed, s, k), in whichever process it runs. So one process
+that takes all shards in turn and several processes that take one each sum the same gradients.
 """
 
 from __future__ import annotations
@@ -47,6 +47,16 @@ class Shards:
         seed = torch.randint(2**31, (), device=device) if self.num_shards > 1 else torch.zeros((), dtype=torch.long)
         self.share([seed])
         self._seed = int(seed)
+
+    def size_of(self, batch_size: int) -> int:
+        """Simulations in each shard of a batch.
+
+        Raises:
+            ValueError: If the batch cannot be cut into equal shards.
+        """
+        if batch_size % self.num_shards:
+            raise ValueError(f"a batch of {batch_size} cannot be cut into {self.num_shards} equal shards.")
+        return batch_size // self.num_shards
 
     def of_step(self, *step: int) -> Iterator[int]:
         """This process's shards, with torch's global generator seeded for each; left alone if there is but one.
