@@ -1,4 +1,4 @@
-"""What of sbi 0.27 is private and yet used: the one file that has to be read again when the pin is raised.
+"""Private names of sbi 0.27 that we use. Read this file again when the pin is raised.
 
 `NeuralInference` holds sbi's loop of epochs: Adam, clipping, validation, early stopping, the best weights kept, a
 tracker. It reads nothing of sbi's density estimators but `_neural_net` and `_get_losses`, and calls a few methods of its
@@ -40,6 +40,10 @@ class TrainingLoop(NeuralInference):
         device: Where to train; the net is moved there.
         tracker: An sbi `Tracker`; sbi writes to it when training ends.
         weight_decay: Of AdamW, which without it is Adam.
+
+    Attributes:
+        last_weights: Weights after the last epoch, where the training ended by `max_num_epochs` or `stop`; None where it
+            ended because nothing improved.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class TrainingLoop(NeuralInference):
         self._losses_of, self._rate_at, self._stop, self._after_epoch = losses_of, rate_at, stop, after_epoch
         self._max_num_epochs = 0
         self.epoch = 0
+        self.last_weights: dict[str, Tensor] | None = None
         self.optimizer = torch.optim.AdamW(net.parameters(), lr=1.0, weight_decay=weight_decay)
 
     def run(
@@ -134,6 +139,7 @@ class TrainingLoop(NeuralInference):
     def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
         converged = super()._converged(epoch, stop_after_epochs)
         if not converged and (epoch >= self._max_num_epochs or self._stop(self)):
+            self.last_weights = {name: value.clone() for name, value in self._neural_net.state_dict().items()}
             self._neural_net.load_state_dict(self._best_model_state_dict)
             converged = True
         return converged
@@ -144,7 +150,7 @@ class TrainingLoop(NeuralInference):
     def _report_convergence_at_end(self, epoch: int, max_num_epochs: int) -> None:
         pass
 
-    # ---- what sbi's trainers have and a loop does not
+    # ---- methods of sbi's trainers that a loop does not have
 
     def _not_here(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("TrainingLoop only trains a given net on given batches.")

@@ -10,9 +10,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from ..diagnostics.atypical_data import Atypicality
 from ..diagnostics.models.calibration import ModelCalibration
 from ..diagnostics.models.model_table import ModelReport
+from ..diagnostics.typicality import Atypicality
 from ..utils.checks import as_finite_tensor
 
 __all__ = ["plot_atypicality", "plot_bayes_factor_recovery", "plot_confusion", "plot_model_probs", "plot_reliability"]

@@ -1,6 +1,5 @@
 from .actors.identifiability import Identifiability, ResolvingDesigns, identifiability, resolving_designs
 from .actors.validation import ActorRegion, ActorValidation, actor_validation
-from .atypical_data import Atypicality, atypicality, summary_atypicality
 from .design.information_gain import InformationGain, expected_information_gain
 from .design.model_gain import ModelInformationGain, model_information_gain
 from .design.step_dad_gain import StepDADGain, step_dad_information_gain
@@ -22,6 +21,7 @@ from .sensitivity.simulation_gap import SimulationGap, simulation_gap
 from .treatment.replay import TrialReplay, replay_trial
 from .treatment.report import TreatmentReport, gate_weights, treatment_report, treatment_table
 from .treatment.study import TreatmentStudy, run_treatment_study
+from .typicality import Atypicality, atypicality, summary_atypicality
 
 __all__ = [
     "ActorRegion",

@@ -15,7 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..utils.checks import check_count
+from ..utils.checks import check_count, check_positive
+from .first_weights import draw_weights
 
 __all__ = ["EvidenceClassifier", "parity_odd_power"]
 
@@ -67,6 +68,7 @@ class EvidenceClassifier(nn.Module):
         super().__init__()
         self.num_models, width = check_count(num_models, "num_models", 2), check_count(summary_dim, "summary_dim")
         hidden_dim, num_layers = check_count(hidden_dim, "hidden_dim"), check_count(num_layers, "num_layers", 0)
+        alpha = None if alpha is None else check_positive(alpha, "alpha")
         self.config = {
             "num_models": self.num_models,
             "summary_dim": width,
@@ -89,8 +91,5 @@ class EvidenceClassifier(nn.Module):
         return torch.nn.functional.pad(relative, (1, 0))
 
     def reset(self) -> None:
-        """Draw all weights anew, of the embedding net, too."""
-        for module in self.modules():
-            for name in ("reset_parameters", "_reset_parameters"):
-                if hasattr(module, name):
-                    getattr(module, name)()
+        """Draw all weights anew, also those of the embedding net."""
+        draw_weights(self)

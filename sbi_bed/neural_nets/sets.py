@@ -2,7 +2,10 @@ r"""Sums over sets of different sizes, without reading any padding.
 
 Elements e_k, k = 1, …, K, are the rows of a matrix, and each belongs to one of S sets. For a set s of n_s elements,
 
-    mean_s = n_s^{-1} Σ_{k ∈ s} e_k,    var_s = n_s^{-1} Σ_{k ∈ s} (e_k − mean_s)²,    t_s = √n_s · mean_s / √var_s.
+    mean_s = n_s^{-1} Σ_{k ∈ s} e_k,   v_s = (Σ_{k ∈ s} (e_k − mean_s)² + κ v) / (n_s − 1 + κ),   t_s = √n_s · mean_s / √v_s.
+
+The variance v_s is shrunken to a typical one, v, with a prior count κ = 0.01: a set of one element has v_s = v, and so has
+nothing to tell about spread; a set without spread has a small variance, but no smaller than its size n_s can show, v κ/n_s.
 
 Where all sets have the same size the rows are a block and sums are plain ones; else they are gathered by an index. A
 missing element is no row at all, so that nothing depends on what stands in its place, nor on how many there are.
@@ -17,7 +20,7 @@ from torch import Tensor
 
 __all__ = ["Sets"]
 
-_SMALLEST_VARIANCE = 1e-5  # of features of order one: below it a set counts as constant
+_PRIOR_COUNT = 0.01  # κ: how many observations the typical variance counts for
 
 
 class Sets:
@@ -78,10 +81,18 @@ class Sets:
         variance = (self.mean(elements * elements) - mean * mean).clamp_min(0.0)
         return torch.cat([mean, (variance + 1e-4).sqrt()], dim=-1)
 
-    def moments(self, elements: Tensor) -> Tensor:
-        """Mean, sd, log sd and arsinh t (S, 4F) in two passes, for inputs, whose mean may be many times their sd."""
-        mean = self.mean(elements)
-        variance = self.mean(self.add(elements, -mean).square())
-        floored = variance + _SMALLEST_VARIANCE
-        t = mean * (self.count.unsqueeze(-1) / floored).sqrt()
-        return torch.cat([mean, floored.sqrt(), 0.5 * floored.log(), t.asinh()], dim=-1)
+    def moments(self, elements: Tensor, typical_variance: Tensor | float = 1.0) -> Tensor:
+        """Mean, sd, log sd and arsinh t (S, 4F) in two passes, for inputs, whose mean may be many times their sd.
+
+        `typical_variance` is v, (F,) or a number.
+        """
+        mean, size = self.mean(elements), self.count.unsqueeze(-1)
+        squares = size * self.mean(self.add(elements, -mean).square())
+        variance = (squares + _PRIOR_COUNT * typical_variance) / (size - 1 + _PRIOR_COUNT)
+        t = mean * (size / variance).sqrt()
+        return torch.cat([mean, variance.sqrt(), 0.5 * variance.log(), t.asinh()], dim=-1)
+
+    def variance_within(self, elements: Tensor) -> Tensor:
+        """Variance within sets of two or more elements, pooled over all sets, (F,); NaN where there are none."""
+        squares = self.add(elements, -self.mean(elements)).square().sum(0)
+        return squares / (self.count - 1).sum()

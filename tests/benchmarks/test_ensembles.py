@@ -174,7 +174,8 @@ def test_power_scaling():
         lambda theta: theta @ MATRIX.T + noise * torch.randn_like(theta), prior, 20_000, contexts, seed=0
     )
     trainer = ContextNPE(prior, show_progress_bars=False, contexts=contexts).append_simulations(*simulated)
-    posterior = trainer.train(max_num_epochs=30, seed=0).build_posterior()
+    trainer.train(max_num_epochs=30, seed=0)
+    posterior = trainer.build_posterior()
     seconds = time.process_time() - begin
     with seeded(0):
         draws = [posterior.sample((2000,), x=x, context=[float(g.float())] * contexts.dim) for g in gamma]

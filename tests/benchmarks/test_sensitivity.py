@@ -45,7 +45,8 @@ class Clock:
 def train_gaussian(num_simulations, contexts=POWERS):
     trainer = ContextNPE(MODEL.prior, show_progress_bars=False, contexts=contexts)
     trainer.append_simulations(*simulate_with_context(MODEL, MODEL.prior, num_simulations, contexts, seed=1))
-    return trainer.train(**SETTINGS).build_posterior()
+    trainer.train(**SETTINGS)
+    return trainer.build_posterior()
 
 
 def errors_of_means_and_sds(posterior, x, context, num=2000):
@@ -101,7 +102,8 @@ def test_a_support_that_moves():
     trainer = ContextNPE(MovedBox(), show_progress_bars=False, contexts=contexts)
     simulator = lambda theta: theta + 0.5 * torch.randn_like(theta)  # noqa: E731
     trainer.append_simulations(*simulate_with_context(simulator, MovedBox(), 20_000, contexts, seed=0))
-    posterior, integrals, outside, total = trainer.train(**SETTINGS).build_posterior(), [], 0, 0
+    trainer.train(**SETTINGS)
+    posterior, integrals, outside, total = trainer.build_posterior(), [], 0, 0
     for upper in torch.linspace(1, 3, 9).tolist():
         axis = (torch.arange(150) + 0.5) / 150 * upper
         theta, conditioned = torch.cartesian_prod(axis, axis), posterior.condition_on([upper])
@@ -163,7 +165,8 @@ def test_an_outbreak_under_a_thousand_priors(num_simulations):
         net = torch.nn.Sequential(torch.nn.Linear(14, 64), torch.nn.SiLU(), torch.nn.Linear(64, 32))
         trainer = ContextNPE(prior, show_progress_bars=False, embedding_net=net, contexts=in_contexts, **logs)
         trainer.append_simulations(*simulate_with_context(outbreak, prior, num_simulations, in_contexts, seed=1))
-        return trainer.train(128, 1e-3, max_num_epochs=40, seed=0).build_posterior()
+        trainer.train(128, 1e-3, max_num_epochs=40, seed=0)
+        return trainer.build_posterior()
 
     torch.manual_seed(0)
     clock = Clock()

@@ -1,6 +1,8 @@
 """Summaries of grouped data: blind to order at every level, to padding and to the rest of the batch; not blind to data."""
 
 import copy
+import itertools
+import math
 import pickle
 import warnings
 
@@ -158,9 +160,28 @@ def test_moments_are_those_of_each_set():
     sets = Sets(torch.tensor([5.0, 1.0, 8.0]).double(), torch.tensor([0] * 5 + [1] + [2] * 8))
     moments = sets.moments(torch.cat(values))
     for row, v in zip(moments, values, strict=True):
-        variance = v.var(0, unbiased=False) + 1e-5
+        variance = ((v - v.mean(0)).square().sum(0) + 0.01) / (len(v) - 1 + 0.01)
         expected = v.mean(0), variance.sqrt(), variance.sqrt().log(), (v.mean(0) * (len(v) / variance).sqrt()).asinh()
         torch.testing.assert_close(row, torch.cat(expected))
+
+
+def test_a_single_observation_tells_nothing_of_spread_and_equal_ones_no_more_than_their_number():
+    """In units of a typical sd within a set: log sd is 0 for one observation, and grows slowly in size without spread."""
+    typical = torch.tensor([4.0]).double()
+    for n, mean in itertools.product((1, 2, 20, 1000), (0.0, 1.0, -30.0)):
+        sets = Sets(torch.tensor([float(n)]).double())
+        found = sets.moments(torch.full((n, 1), mean).double(), typical).squeeze(0)
+        log_sd, t = float(found[2]) - math.log(2.0), float(found[3].sinh())
+        variance = 1.0 if n == 1 else 0.01 / (n - 1 + 0.01)
+        assert log_sd == pytest.approx(0.5 * math.log(variance)) and log_sd > -6
+        assert t == pytest.approx(mean / 2 * (n / variance) ** 0.5, rel=1e-6)
+
+
+def test_typical_variance_is_that_within_sets():
+    x = torch.cat([5 + 3 * torch.randn(400, 6, 1, 1) + 0.7 * torch.randn(400, 6, 8, 1), torch.ones(400, 6, 8, 1)], -1)
+    embedding = HierarchicalEmbedding(1).fit_scale(x)
+    within = embedding.typical_variance.sqrt() * embedding.sd
+    assert float(within) == pytest.approx(0.7, rel=5 / (2 * 400 * 42) ** 0.5)
 
 
 def test_parts_are_whole_sets(monkeypatch):

@@ -1,19 +1,24 @@
-"""Model probabilities of observed data, never without how unlike the simulated data they are.
+"""Model probabilities of observed data, beside how far they can be trusted.
 
-A classifier, and any other route to model probabilities, is confident of data that none of the models makes. So each row of
-the table shows both: probabilities, with how far an ensemble's members disagree, and the p-value of `atypicality`.
+A classifier is confident of data that none of the models makes, of data sets of sizes that it was not trained on, and of the
+order of models that a third one beats by far. So each row of the table shows probabilities, how far an ensemble's members
+disagree, the p-value of `atypicality`, and a mark where data leave the sizes of training. If several models have less than
+0.001, the table says no more than that of each.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from ...inference.posteriors.model_probabilities import losing_models
+from ...utils.packing.sizes import watch_sizes
 from ...utils.text_table import format_table
-from ..atypical_data import Atypicality, atypicality, members_in_one_context
+from ..typicality import Atypicality, atypicality, members_in_one_context
 
 __all__ = ["ModelReport", "model_report"]
 
@@ -28,6 +33,8 @@ class ModelReport:
         atypicality: How unlike the simulated data sets they are.
         model_names: J names.
         level: p-values below it are marked.
+        outside: Which data sets leave the range of sizes that the net was trained on, (B,), bool; None if it knows none.
+        sizes: What leaves the range, in words; empty if nothing does.
     """
 
     log_probs: Tensor
@@ -35,6 +42,8 @@ class ModelReport:
     atypicality: Atypicality
     model_names: tuple[str, ...]
     level: float
+    outside: Tensor | None = None
+    sizes: str = ""
 
     @property
     def probs(self) -> Tensor:
@@ -47,22 +56,46 @@ class ModelReport:
         return self.atypicality.p_value < self.level
 
     def __str__(self) -> str:
-        rows, found = [], self.atypicality
+        found, rows = self.atypicality, []
+        other_sizes = bool((found.p_value != found.same_size_p_value).any())
         for b, probs in enumerate(self.probs):
-            cells = [f"{float(p):.3f}" for p in probs]
+            losing = losing_models(self.log_probs[b])
+            unknown = losing & (losing.sum() > 1)
+            cells = ["<0.001" if less else f"{float(p):.3f}" for p, less in zip(probs, unknown, strict=True)]
             if self.spread is not None:
                 cells = [f"{cell} ± {float(sd):.3f}" for cell, sd in zip(cells, self.spread[b], strict=True)]
-            rows.append((str(b), *cells, f"{float(found.p_value[b]):.2g}", "<- ATYPICAL" if self.atypical[b] else ""))
-        lines = [format_table(("data set", *(f"p({name})" for name in self.model_names), "atypicality p", ""), rows)]
+            cells.append(f"{float(found.p_value[b]):.2g}")
+            if other_sizes:
+                same = float(found.same_size_p_value[b])
+                cells.append("unknown" if math.isnan(same) else f"{same:.2g}")
+            rows.append((str(b), *cells, self._mark(b)))
+        names = (*(f"p({name})" for name in self.model_names), "atypicality p", *["at its sizes"] * other_sizes)
+        return "\n".join([format_table(("data set", *names, ""), rows), *self._notes()])
+
+    def _mark(self, b: int) -> str:
+        marks = ["ATYPICAL"] * bool(self.atypical[b])
+        marks += ["SIZE NOT TRAINED"] * bool(self.outside is not None and self.outside[b])
+        return f"<- {', '.join(marks)}" if marks else ""
+
+    def _notes(self) -> list[str]:
+        notes, found = [], self.atypicality
         if self.atypical.any():
-            lines.append(
+            notes.append(
                 f"<- ATYPICAL: the models hardly ever make such data (p < {self.level:g}); "
                 "their probabilities are not to be relied on."
             )
+        if self.sizes:
+            notes.append(
+                f"<- SIZE NOT TRAINED: outside what the net was trained on ({self.sizes}); probabilities are guesses."
+            )
+        if bool((losing_models(self.log_probs).sum(-1) > 1).any()):
+            notes.append(
+                "Of models below 0.001 a classifier does not know which is the better one; PosteriorEvidence does."
+            )
         if found.set_p_value is not None:
             verdict = "  <- UNLIKE the simulated ones" if found.set_p_value < self.level else ""
-            lines.append(f"All {len(rows)} together: p = {found.set_p_value:.2g}{verdict}")
-        return "\n".join(lines)
+            notes.append(f"All {len(self.log_probs)} together: p = {found.set_p_value:.2g}{verdict}")
+        return notes
 
 
 def model_report(
@@ -83,7 +116,7 @@ def model_report(
         posterior: `ModelPosterior`, or a `DeepEnsemblePosterior` of such, which adds the spread; of a
             `ContextModelPosterior` its `condition_on(context)`.
         x: Observed data sets (B, *event), or one (*event).
-        reference_x: Simulated ones (M, *event), of the same sizes and not trained on; see `atypicality`.
+        reference_x: Simulated ones (M, *event), of the sizes of training and not trained on; see `atypicality`.
         model_index: The model of each of them, (M,), or None.
         model_names: J names; "M0", "M1", … if None.
         model_prior: Prior over models (J,) of the probabilities; that of training if None.
@@ -91,8 +124,11 @@ def model_report(
         seed: Seed of `atypicality`; the global generator if None.
         **settings: Passed on to `atypicality`.
 
+    Warns:
+        RuntimeWarning: Once, if data leave the sizes that the net was trained on.
+
     Raises:
-        TypeError: If it is open in which context.
+        TypeError: If a context has to be chosen first.
         ValueError: If there is not one name for each model, or `level` is not in (0, 1), and as for `atypicality`.
 
     Example:
@@ -114,12 +150,16 @@ def model_report(
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}.")
     members_in_one_context(posterior)
-    log_probs = posterior.log_probs(x, model_prior).cpu()
+    with watch_sizes(warn=False) as watch:
+        log_probs = posterior.log_probs(x, model_prior).cpu()
     num_models = log_probs.shape[-1]
     names = [f"M{j}" for j in range(num_models)] if model_names is None else list(model_names)
     if len(names) != num_models:
         raise ValueError(f"model_names must be {num_models} names, one for each model, got {names}.")
-    several = len(getattr(posterior, "members", [])) > 1
-    spread = posterior.spread(x, model_prior).cpu() if several else None
-    found = atypicality(posterior, x, reference_x, model_index, seed=seed, **settings)
-    return ModelReport(log_probs, spread, found, tuple(names), level)
+    with watch_sizes(warn=False):
+        several = len(getattr(posterior, "members", [])) > 1
+        spread = posterior.spread(x, model_prior).cpu() if several else None
+        found = atypicality(posterior, x, reference_x, model_index, seed=seed, **settings)
+    watch.warn()
+    outside = watch.data_sets_outside(len(log_probs))
+    return ModelReport(log_probs, spread, found, tuple(names), level, outside, watch.describe())

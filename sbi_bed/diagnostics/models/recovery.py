@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...inference.posteriors.model_probabilities import losing_models
 from ...utils.checks import as_finite_tensor
 from ...utils.text_table import format_table
 from .calibration import as_log_probs, mean_and_stderr
@@ -40,6 +41,8 @@ class EvidenceRecovery:
         rmse_stderr: Its standard error, (R,).
         bias: Mean error, found − exact, (R,).
         bias_stderr: Its standard error, (R,).
+        losing: The same numbers (count, RMSE, its standard error, bias, its standard error) over data sets for which both
+            models have less than 0.001 of the probability; None where that was not asked.
     """
 
     edges: tuple[float, ...]
@@ -48,6 +51,7 @@ class EvidenceRecovery:
     rmse_stderr: Tensor
     bias: Tensor
     bias_stderr: Tensor
+    losing: tuple[float, ...] | None = None
 
     def __str__(self) -> str:
         rows = [
@@ -60,6 +64,12 @@ class EvidenceRecovery:
                 strict=True,
             )
         ]
+        if self.losing is not None:
+            count, rmse, rmse_se, bias, bias_se = self.losing
+            errors = f"{rmse:.3f} ± {rmse_se:.3f}" if count else ""
+            rows.append(
+                ("both models p < 0.001", f"{count:g}", errors, f"{bias:+.3f} ± {bias_se:.3f}" if count else "")
+            )
         return format_table(("|log BF|, exact", "data sets", "RMSE, nats", "bias, nats"), rows)
 
 
@@ -89,14 +99,23 @@ class ProbabilityRecovery:
 
 
 def evidence_recovery(
-    log_bayes_factor_found: Any, log_bayes_factor_exact: Any, edges: Sequence[float] = (0, 9, 40, math.inf)
+    log_bayes_factor_found: Any,
+    log_bayes_factor_exact: Any,
+    edges: Sequence[float] = (0, 9, 40, math.inf),
+    *,
+    largest_log_prob: Any = None,
 ) -> EvidenceRecovery:
     """Compare log Bayes factors with exact ones, small and large.
+
+    A Bayes factor between two models that both lose to a third is beyond what a classifier learns, even if it is small:
+    `largest_log_prob` sets these apart from the ranges.
 
     Args:
         log_bayes_factor_found: Shape (N,), nats.
         log_bayes_factor_exact: Shape (N,), nats, of the same data sets and models.
         edges: Edges of the ranges of |exact|, (R + 1,), increasing; a range holds its lower edge.
+        largest_log_prob: Log probability of the more probable one of the two models, (N,), such as
+            ``posterior.log_probs(x)[:, [i, j]].amax(-1)``; None if there are only two models.
 
     Raises:
         ValueError: If shapes differ, there is no data set, a number is not finite, or edges do not increase.
@@ -116,15 +135,25 @@ def evidence_recovery(
     limits = tuple(float(edge) for edge in edges)
     if len(limits) < 2 or not all(low < high for low, high in itertools.pairwise(limits)):
         raise ValueError(f"edges must be at least two increasing numbers, got {limits}.")
-    size, rows = exact.abs(), []
-    for low, high in itertools.pairwise(limits):
-        error = (found - exact)[(size >= low) & (size < high)]
-        mean_square, square_stderr = mean_and_stderr(error.square())
-        rmse = math.sqrt(mean_square)
-        rmse_stderr = square_stderr / (2 * rmse) if rmse > 0 else square_stderr
-        rows.append((float(len(error)), rmse, rmse_stderr, *mean_and_stderr(error)))
+    lost = torch.zeros(len(exact), dtype=torch.bool)
+    if largest_log_prob is not None:
+        lost = losing_models(torch.as_tensor(largest_log_prob).double().cpu())
+        if lost.shape != exact.shape:
+            raise ValueError(f"largest_log_prob must have shape ({len(exact)},), got {tuple(lost.shape)}.")
+    size, error = exact.abs(), found - exact
+    rows = [_errors(error[(size >= low) & (size < high) & ~lost]) for low, high in itertools.pairwise(limits)]
     count, *columns = torch.tensor(rows, dtype=torch.float64).T
-    return EvidenceRecovery(limits, count.long(), *columns)
+    return EvidenceRecovery(
+        limits, count.long(), *columns, losing=None if largest_log_prob is None else _errors(error[lost])
+    )
+
+
+def _errors(error: Tensor) -> tuple[float, ...]:
+    """Number of errors, root mean square, its standard error, mean, its standard error."""
+    mean_square, square_stderr = mean_and_stderr(error.square())
+    rmse = math.sqrt(mean_square)
+    rmse_stderr = square_stderr / (2 * rmse) if rmse > 0 else square_stderr
+    return float(len(error)), rmse, rmse_stderr, *mean_and_stderr(error)
 
 
 def kl_to_exact(exact_log_probs: Any, log_probs: Any) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ...utils.checks import as_finite_tensor, check_count
+from ...utils.packing.sizes import watch_sizes
 from ...utils.seeding import seeded
 from ...utils.text_table import format_table
 
@@ -44,12 +45,14 @@ class DataSensitivity:
         scale: Unit of shifts, (K,): posterior standard deviations of the parameters; 1 for models.
         estimates: Kind of variant → its R summaries, (R, K).
         names: K names.
+        sizes: In which sizes variants leave those that the net was trained on; empty if in none, or if it knows none.
     """
 
     baseline: Tensor
     scale: Tensor
     estimates: dict[str, Tensor]
     names: tuple[str, ...]
+    sizes: str = ""
 
     @property
     def shifts(self) -> dict[str, Tensor]:
@@ -63,7 +66,12 @@ class DataSensitivity:
                 of_one = shift[:, k]
                 sizes = (of_one.square().mean().sqrt(), of_one.abs().max())
                 rows.append((kind, name, str(len(shift)), *(f"{float(v):.3f}" for v in sizes)))
-        return format_table(("variants", "of", "number", "root mean square shift", "largest"), rows)
+        table = format_table(("variants", "of", "number", "root mean square shift", "largest"), rows)
+        if not self.sizes:
+            return table
+        return (
+            f"{table}\nVariants leave the sizes that the net was trained on ({self.sizes}): their shifts are guesses."
+        )
 
 
 def data_sensitivity(
@@ -100,6 +108,9 @@ def data_sensitivity(
     Raises:
         ValueError: If x is not packed, has fewer than two units, or an argument is out of range.
 
+    Warns:
+        RuntimeWarning: Once, if variants leave the sizes that the net was trained on.
+
     Example:
         >>> from sbi_bed.inference import ModelPosterior
         >>> from sbi_bed.neural_nets import HierarchicalEmbedding
@@ -124,13 +135,16 @@ def data_sensitivity(
             if variants[name].shape[1:] != x.shape:
                 raise ValueError(f"{name} must be data of shape {tuple(x.shape)}, got {tuple(data.shape)}.")
         batch = torch.cat([x.unsqueeze(0), *variants.values()])
-        found, scale = _summaries(posterior, batch, check_count(num_samples, "num_samples", 2), sample_settings)
+        with watch_sizes(warn=False) as watch:
+            found, scale = _summaries(posterior, batch, check_count(num_samples, "num_samples", 2), sample_settings)
+    watch.warn()
     stem = "M" if _is_over_models(posterior) else "theta_"
     names = [f"{stem}{k}" for k in range(found.shape[-1])] if names is None else list(names)
     if len(names) != found.shape[-1]:
         raise ValueError(f"names must be {found.shape[-1]} names, got {names}.")
     parts = found[1:].split([len(data) for data in variants.values()])
-    return DataSensitivity(found[0], scale, dict(zip(variants, parts, strict=True)), tuple(names))
+    estimates = dict(zip(variants, parts, strict=True))
+    return DataSensitivity(found[0], scale, estimates, tuple(names), watch.describe())
 
 
 def bootstrap_data(x: Tensor, num: int, level: Level = "observations") -> Tensor:

@@ -10,7 +10,7 @@ set x has two scores:
 
   Draws outside the prior's support count, because for strange data all draws may lie outside. Over models it is the standard
   deviation of the members' probabilities, as the root mean square over models.
-- T_2, how rare the summaries of x are among the members' summaries of simulated data sets (`atypical_data`).
+- T_2, how rare the summaries of x are among the members' summaries of simulated data sets (`typicality`).
 
 One half F of the simulated sets is the reference of T_2. For the other half, H, and a data set x, let r_k(y) be the rank of
 T_k(y) among all of H ∪ {x}, 1 for the largest; then
@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from ...utils.checks import as_finite_tensor, check_count
+from ...utils.packing.sizes import watch_sizes
 from ...utils.seeding import seeded
-from ..atypical_data import members_in_one_context, summary_atypicality
+from ..typicality import members_in_one_context, summary_atypicality
 
 __all__ = ["SimulationGap", "simulation_gap"]
 
@@ -51,6 +52,7 @@ class SimulationGap:
         reference_disagreement: T_1 of the simulated sets H, (|H|,).
         disagreement_p_value: p-value by T_1 alone, (B,).
         atypicality_p_value: p-value by T_2 alone, (B,).
+        sizes: In which sizes the data leave those that the nets were trained on; empty if in none, or if they know none.
     """
 
     p_value: Tensor
@@ -58,6 +60,7 @@ class SimulationGap:
     reference_disagreement: Tensor
     disagreement_p_value: Tensor
     atypicality_p_value: Tensor
+    sizes: str = ""
 
     def __str__(self) -> str:
         lines = [
@@ -67,6 +70,8 @@ class SimulationGap:
                 zip(self.p_value, self.disagreement, self.disagreement_p_value, self.atypicality_p_value, strict=True)
             )
         ]
+        if self.sizes:
+            lines.append(f"Sizes leave those that the nets were trained on ({self.sizes}): answers are guesses.")
         return "\n".join(lines)
 
 
@@ -114,13 +119,17 @@ def simulation_gap(
     if len(reference_x) < 40:
         raise ValueError(f"reference_x must be at least 40 simulated data sets, got {len(reference_x)}.")
     with seeded(seed):
-        summaries = [_summary(member, x) for member in members]
-        rare = summary_atypicality(summaries, [_summary(member, reference_x) for member in members])
-        both = torch.cat([x, reference_x[rare.reference_rows]])
-        apart = _model_spread(ensemble, both) if hasattr(members[0], "probs") else _spread(members, both, num_samples)
+        with watch_sizes(warn=False) as watch:
+            summaries = [_summary(member, x) for member in members]
+        with watch_sizes(warn=False):
+            rare = summary_atypicality(summaries, [_summary(member, reference_x) for member in members])
+            both = torch.cat([x, reference_x[rare.reference_rows]])
+            over_models = hasattr(members[0], "probs")
+            apart = _model_spread(ensemble, both) if over_models else _spread(members, both, num_samples)
+    watch.warn()
     found, held_out = apart[: len(x)], apart[len(x) :]
     p_value, by_disagreement = _combine(found, held_out, rare.score, rare.reference_score)
-    return SimulationGap(p_value, found, held_out, by_disagreement, rare.p_value)
+    return SimulationGap(p_value, found, held_out, by_disagreement, rare.p_value, watch.describe())
 
 
 # ---- scores

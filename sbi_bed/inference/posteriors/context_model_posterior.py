@@ -87,11 +87,12 @@ class _InContext(ModelProbabilities):
 
     def __init__(self, posterior: ModelPosterior, context: Tensor):
         self._posterior, self.context = posterior, context
+        self.from_classifier = posterior.from_classifier
         self.num_models, self.model_prior = posterior.num_models, posterior.model_prior
 
     def log_evidences(self, x: Tensor) -> Tensor:
         return self._posterior.log_evidences(pack_context(x, self.context))
 
     def summary(self, x: Tensor) -> Tensor:
-        """What the embedding net makes of data (B, *event) in the context, (B, S)."""
+        """Output of the embedding net for data (B, *event) in the context, (B, S)."""
         return self._posterior.summary(pack_context(x, self.context))

@@ -58,7 +58,8 @@ class ContextPosterior:
         >>> prior = PowerScaledPrior(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
         >>> theta, x, context = simulate_with_context(lambda theta: theta + torch.randn_like(theta), prior, 300, seed=0)
         >>> trainer = ContextNPE(prior, show_progress_bars=False).append_simulations(theta, x, context)
-        >>> posterior = trainer.train(max_num_epochs=1, seed=0).build_posterior()
+        >>> estimator = trainer.train(max_num_epochs=1, seed=0)
+        >>> posterior = trainer.build_posterior()
         >>> posterior.sample((5,), x=x[0], context=[0.7, 1.0]).shape
         torch.Size([5, 2])
         >>> posterior.condition_on([0.7, 1.0]).set_default_x(x[0]).log_prob(torch.zeros(1, 2)).shape  # one of sbi's own

@@ -20,9 +20,10 @@ from torch.distributions import Distribution
 
 from ...utils.checks import as_finite_tensor
 from ...utils.files import load_file, rebuilding, save_file
+from ...utils.packing.sizes import watch_sizes
 from ...utils.seeding import seeded
 from .model_posterior import ModelPosterior, describe_model_posterior, restore_model_posterior
-from .model_probabilities import ModelProbabilities
+from .model_probabilities import ModelProbabilities, warn_of_losing_models
 
 __all__ = ["DeepEnsemblePosterior", "prior_of"]
 
@@ -125,15 +126,24 @@ class DeepEnsemblePosterior:
         return self.log_probs(x, model_prior).exp()
 
     def log_bayes_factor(self, x: Tensor, i: int, j: int) -> Tensor:
-        """The members' mean of log p(x | M_i) − log p(x | M_j), (B,), nats; no prior enters."""
+        """The members' mean of log p(x | M_i) − log p(x | M_j), (B,), nats; errors and warnings as for a member."""
         self._check_over_models("log_bayes_factor")
-        factors = torch.stack([member.log_bayes_factor(x, i, j) for member in self.members])
-        return torch.einsum("m,m...->...", self.weights.to(factors), factors)
+        num_models = self.members[0].num_models
+        for index in (i, j):
+            if not 0 <= index < num_models:
+                raise ValueError(f"models are numbered from 0 to {num_models - 1}, got {index}.")
+        with watch_sizes():
+            evidences = torch.stack([member.log_evidences(x) for member in self.members])
+        evidences = torch.einsum("m,m...->...", self.weights.to(evidences), evidences)
+        if any(member.from_classifier for member in self.members):
+            warn_of_losing_models(evidences, i, j)
+        return evidences[:, i] - evidences[:, j]
 
     def spread(self, x: Tensor, model_prior: Any = None) -> Tensor:
         """Standard deviation of the members' probabilities, (B, J)."""
         self._check_over_models("spread")
-        probs = torch.stack([member.probs(x, model_prior) for member in self.members])
+        with watch_sizes():
+            probs = torch.stack([member.probs(x, model_prior) for member in self.members])
         weights = self.weights.to(probs).view(-1, 1, 1)
         return (weights * (probs - (weights * probs).sum(0)).square()).sum(0).sqrt()
 
@@ -169,20 +179,22 @@ class DeepEnsemblePosterior:
     def _mean_of_logs(self, name: str, *args: Any, **kwargs: Any) -> Tensor:
         if name == "log_probs":
             self._check_over_models(name)
-        logs = torch.stack([getattr(member, name)(*args, **kwargs) for member in self.members])
+        with watch_sizes():
+            logs = torch.stack([getattr(member, name)(*args, **kwargs) for member in self.members])
         return (logs + self.weights.log().to(logs).view(-1, *[1] * (logs.ndim - 1))).logsumexp(0)
 
     def _mix(self, name: str, sample_shape: Sequence[int], args: tuple, kwargs: dict[str, Any]) -> Tensor:
         num = torch.Size(sample_shape).numel()
         chosen = self.weights.multinomial(num, replacement=True) if num else torch.zeros(0)
         mixed = None
-        for number, member in enumerate(self.members):
-            places = (chosen == number).nonzero().squeeze(-1)
-            if len(places) == 0:
-                continue
-            draws = getattr(member, name)((len(places),), *args, **kwargs)
-            mixed = draws.new_empty(num, *draws.shape[1:]) if mixed is None else mixed
-            mixed[places.to(draws.device)] = draws
+        with watch_sizes():
+            for number, member in enumerate(self.members):
+                places = (chosen == number).nonzero().squeeze(-1)
+                if len(places) == 0:
+                    continue
+                draws = getattr(member, name)((len(places),), *args, **kwargs)
+                mixed = draws.new_empty(num, *draws.shape[1:]) if mixed is None else mixed
+                mixed[places.to(draws.device)] = draws
         if mixed is None:
             return getattr(self.members[0], name)(sample_shape, *args, **kwargs)  # no draws at all
         return mixed.reshape(*sample_shape, *mixed.shape[1:])

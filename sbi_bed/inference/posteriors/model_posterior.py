@@ -1,6 +1,6 @@
-r"""Which model made the data: probabilities and Bayes factors from one forward pass.
+r"""Posterior over models by a classifier: probabilities and Bayes factors from one forward pass.
 
-A net gives ℓ_j(x) = log p(x | M_j) + const; what follows from that is in `model_probabilities`.
+A net gives ℓ_j(x) = log p(x | M_j) + const; `model_probabilities` has the mathematics that follows.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ...neural_nets.classifiers import EvidenceClassifier
 from ...simulators.models.model_family import as_log_prior
 from ...utils.checks import as_finite_tensor
 from ...utils.files import load_file, rebuilding, save_file
+from ...utils.packing.sizes import watch_sizes
 from .model_probabilities import ModelProbabilities
 
 __all__ = ["ModelPosterior", "describe_model_posterior", "restore_model_posterior"]
@@ -28,7 +29,8 @@ _CHUNK = 2**19  # numbers of x that go through the net at once
 class ModelPosterior(ModelProbabilities):
     """Posterior over J models, amortised: for any x of the kind that the net was trained on.
 
-    x is (B, *event), or one data set (*event), which counts as a batch of one.
+    x is (B, *event), or one data set (*event), which counts as a batch of one. An embedding net of grouped data knows the
+    sizes that it was trained on: each method gives one warning when data leave them.
 
     Args:
         classifier: Net x → log evidences up to a constant.
@@ -38,6 +40,7 @@ class ModelPosterior(ModelProbabilities):
     Attributes:
         num_models: Number J of models.
         model_prior: Prior probabilities (J,).
+        from_classifier: True.
 
     Example:
         >>> classifier = EvidenceClassifier(torch.nn.Identity(), num_models=3, summary_dim=2)
@@ -45,6 +48,8 @@ class ModelPosterior(ModelProbabilities):
         >>> posterior.probs(torch.zeros(5, 2)).shape
         torch.Size([5, 3])
     """
+
+    from_classifier = True
 
     def __init__(self, classifier: EvidenceClassifier, model_prior: Tensor, event_shape: Sequence[int]):
         self.classifier = classifier.eval()
@@ -61,7 +66,7 @@ class ModelPosterior(ModelProbabilities):
         return self._through(self.classifier, x).double()
 
     def summary(self, x: Tensor) -> Tensor:
-        """What the embedding net makes of x, (B, S): where data sets unlike the simulated ones stand out."""
+        """Output of the embedding net for x, (B, S): data sets unlike the simulated ones stand out there."""
         return self._through(self.classifier.embedding_net, x)
 
     def to(self, device: str | torch.device) -> ModelPosterior:
@@ -102,7 +107,8 @@ class ModelPosterior(ModelProbabilities):
             )
         like = next(self.classifier.head.parameters())
         chunks = x.split(max(1, _CHUNK // math.prod(x.shape[1:])))
-        return torch.cat([net(chunk.to(like)) for chunk in chunks])
+        with watch_sizes():
+            return torch.cat([net(chunk.to(like)) for chunk in chunks])
 
 
 def describe_model_posterior(posterior: ModelPosterior) -> dict[str, Any]:

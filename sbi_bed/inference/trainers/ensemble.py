@@ -25,7 +25,7 @@ from ...utils.parallel import run_seeded
 from ...utils.seeding import seeded
 from ...utils.warn_user import warn_user
 from ..posteriors.deep_ensemble import DeepEnsemblePosterior
-from .shared_split import held_out_losses, train_on_split
+from .held_out import held_out_losses, train_on_split
 
 __all__ = ["stuck_members", "train_ensemble"]
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...utils.checks import check_count
 from ...utils.packing.contexts import unpack_context
+from ..first_weights import remember_first_weights
 
 __all__ = ["ContextEmbedding"]
 
@@ -85,6 +86,7 @@ class ContextEmbedding(nn.Module):
         width = self._summary_dim() + self.context_dim
         hidden_dim, output_dim = check_count(hidden_dim, "hidden_dim"), check_count(output_dim, "output_dim")
         self.both = nn.Sequential(nn.Linear(width, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, output_dim))
+        remember_first_weights(self, "both")
 
     @torch.no_grad()
     def fit_scale(self, x: Tensor) -> ContextEmbedding:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...simulators.base import DesignSimulator
 from ...utils.checks import check_count
+from ..first_weights import remember_first_weights
 from ..trial_features import TrialFeatures
 
 __all__ = ["HistoryEmbedding"]
@@ -90,6 +91,7 @@ class HistoryEmbedding(nn.Module):
         self.input_dim, self.output_dim = simulator.design_dim + simulator.outcome_dim + 1, output_dim
         sizes = (self.features.output_dim, output_dim, hidden_dim, num_layers, num_heads)
         self.rounds = nn.ModuleList(_Round(*sizes, first=i == 0, last=i == num_rounds - 1) for i in range(num_rounds))
+        remember_first_weights(self, "rounds")
 
     def forward(self, x: Tensor) -> Tensor:
         """Summaries (*batch, output_dim) of histories (*batch, n, D + O + 1).

@@ -15,7 +15,6 @@ from sbi_bed.inference import (
     ModelComparison,
     train_ensemble,
 )
-from sbi_bed.inference.trainers.shared_split import split_rows
 from sbi_bed.policies import DeepSetsPolicy, ExperimenterTransformer, NeymanTeacher
 from sbi_bed.simulators import LocationFinding, QuadraticEffortCost, TreatmentStream
 from sbi_bed.utils.checks import check_positive
@@ -51,21 +50,6 @@ def test_gradients_are_clipped_to_a_norm_or_to_none(train):
         parameters_to_vector(train(clip_max_norm=norm).parameters()).detach() for norm in (None, 1e9, 1e-12)
     )
     assert torch.equal(free, far) and not torch.allclose(free, tight, atol=1e-5)
-
-
-def test_rows_are_parted_by_their_own_seed():
-    torch.manual_seed(0)
-    rows, (trained, held_out) = split_rows(100, 0.05, split_seed=3)
-    after = torch.rand(())
-    assert len(held_out) == 5 and torch.equal(torch.cat([held_out, trained]), rows)
-    assert torch.equal(rows.sort().values, torch.arange(100))
-    torch.manual_seed(0)
-    assert torch.equal(torch.rand(()), after)  # the global generator is left alone
-    assert torch.equal(split_rows(100, 0.05, 3)[0], rows) and not torch.equal(split_rows(100, 0.05, 4)[0], rows)
-    assert torch.equal(split_rows(100, 0.2, None, rows)[1][1], rows[:20])  # a training that was kept
-    assert len(split_rows(11, 0.01, 0, least=10)[1][0]) == 10
-    with pytest.raises(ValueError, match="too few to train on and to validate with: 10"):
-        split_rows(10, 0.01, 0, least=10)
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,14 @@ r"""Bayesian model comparison by a classifier of simulations: which model made x
 
 With simulations (m, x), m among J models and x ~ p(x | M_m), a net is trained so that its outputs are log p(x | M_j) up to a
 constant that the models share (`sbi_bed.objectives.evidence_losses` has the mathematics; Elsemüller et al. 2023, arXiv
-2301.11873, for hierarchical models). How often each model was simulated is corrected for exactly, and the prior over models
-enters when probabilities are asked for: a user may simulate a rare model as often as a common one.
-
-Training runs on sbi's own loop, with batches, learning rate and checkpoints given to it from here (`_compat.py`).
+2301.11873, for hierarchical models). How often each model was simulated is corrected for exactly. The prior over models
+enters when probabilities are asked for, so a rare model may be simulated as often as a common one.
 """
 
 from __future__ import annotations
 
 import copy
-import time
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,18 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from ....neural_nets.classifiers import EvidenceClassifier
+from ....neural_nets.embedding_nets.context import ContextEmbedding
+from ....neural_nets.embedding_nets.hierarchical import HierarchicalEmbedding
+from ....neural_nets.first_weights import redraw_first_weights
 from ....objectives.evidence_losses import CrossEntropyLoss, LPopLoss
 from ....simulators.models.model_family import as_log_prior, as_model_index
 from ....utils.checks import as_finite_tensor, check_count
-from ....utils.seeding import seeded
-from ....utils.tracking import NoTracker
+from ....utils.packing.contexts import unpack_context
 from ....utils.warn_user import warn_user
 from ...posteriors.model_posterior import ModelPosterior
-from ..epoch_checkpoint import EpochCheckpoint
-from ..epoch_settings import EpochSettings
-from ..old_checkpoint import check_checkpoint_arguments
-from ..shared_split import split_rows
-from .classifier_run import ClassifierRun
+from ..by_epochs import EpochSettings, EpochTrainer
 
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
@@ -38,9 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["ModelComparison"]
 
 _LOSSES = {"cross-entropy": CrossEntropyLoss, "l-pop": LPopLoss}
+_STEPS_BEFORE_JUDGEMENT = 200
 
 
-class ModelComparison:
+class ModelComparison(EpochTrainer):
     """Trains a net to tell models apart by their simulations.
 
     Args:
@@ -60,10 +57,12 @@ class ModelComparison:
         classifier: The net, once training has begun.
         validation_losses: Mean validation loss after each epoch.
         held_out_losses: Loss of each held-out simulation, (N,), once trained.
+        num_epochs: Epochs of the last training, since its last start.
+        varied_sizes: Whether the last training varied the sizes of data sets.
 
     Raises:
-        TypeError: If `embedding_net` is no module.
-        ValueError: If there are fewer than two models, the prior is none, or the loss unknown.
+        TypeError: If `embedding_net` is not a torch module.
+        ValueError: If there are fewer than two models, `model_prior` is not a prior over them, or the loss is unknown.
 
     Example:
         >>> model_index = torch.arange(200) % 2
@@ -90,21 +89,19 @@ class ModelComparison:
         num_layers: int = 2,
         alpha: float | None = None,
     ):
+        super().__init__(device, tracker, show_progress_bars)
         self.num_models = check_count(num_models, "num_models", 2)
         if not isinstance(embedding_net, nn.Module):
             raise TypeError(f"embedding_net must be a torch module, got {embedding_net!r}.")
         if loss not in _LOSSES:
             raise ValueError(f"loss must be {' or '.join(map(repr, _LOSSES))}, got {loss!r}.")
         self.embedding_net, self.model_prior = embedding_net, as_log_prior(model_prior, self.num_models).exp()
-        self.device, self.loss = torch.device(device), loss
+        self.loss = loss
         self._head: dict[str, Any] = {"hidden_dim": hidden_dim, "num_layers": num_layers, "alpha": alpha}
-        self._tracker, self._show_progress_bars = tracker, show_progress_bars
         self._simulations: list[tuple[Tensor, Tensor]] = []
         self._event_shape: tuple[int, ...] | None = None
         self.classifier: EvidenceClassifier | None = None
-        self._trained = False
-        self.validation_losses: list[float] = []
-        self.held_out_losses: Tensor | None = None
+        self._is_trained, self._is_new = False, True
 
     @classmethod
     def transfer(cls, posterior: ModelPosterior, **settings: Any) -> ModelComparison:
@@ -134,7 +131,7 @@ class ModelComparison:
         classifier = copy.deepcopy(posterior.classifier)
         settings = {"model_prior": posterior.model_prior, **settings}
         trainer = cls(posterior.num_models, classifier.embedding_net, **settings)
-        trainer.classifier, trainer._trained = classifier, True
+        trainer.classifier, trainer._is_trained = classifier, True
         return trainer
 
     def append_simulations(self, model_index: Tensor, x: Tensor) -> ModelComparison:
@@ -169,73 +166,79 @@ class ModelComparison:
         stop_after_epochs: int = 20,
         max_num_epochs: int = 30,
         clip_max_norm: float | None = 5.0,
-        seed: int | None = None,
         *,
+        seed: int | None = None,
         split_seed: int | None = None,
         final_learning_rate: float = 0.01,
         weight_decay: float = 0.1,
         max_restarts: int = 2,
         max_seconds: float | None = None,
+        vary_sizes: bool | None = None,
         checkpoint: str | Path | None = None,
         checkpoint_every: int = 1,
         resume: bool = False,
     ) -> EvidenceClassifier:
         """Train on all simulations so far; returns the net.
 
-        It has its last weights, or those of its lowest validation loss where they are better by more than chance.
+        The net has its last weights, or those of its lowest validation loss if they are better by more than chance.
 
-        A net that was trained before goes on from its weights. A new one that is still at chance after a quarter of the
-        training, or at its end, is started again from other weights, with a warning that says so.
+        A net that was trained before goes on from its weights. A new net that is still at chance after a quarter of the
+        training, or at its end, is started again from other weights, with a warning.
 
         Args:
             training_batch_size: Simulations in a step of Adam.
             learning_rate: First learning rate, falling to `final_learning_rate` times that along a cosine. If None 2e-3 for
                 a new net and 2e-4 for one that was trained before.
             validation_fraction: Share of the simulations that is held out.
-            stop_after_epochs: Stop when so many epochs have not lowered the validation loss.
+            stop_after_epochs: Stop after so many epochs without a lower validation loss.
             max_num_epochs: Passes through the simulations, at most.
             clip_max_norm: Largest norm of gradients; None for no limit.
-            seed: Seed of the whole training; the global generator if None.
+            seed: Seed of the whole training, also of the first weights of a net that is new; the global generator if None.
+                An embedding net that you wrote yourself keeps the weights it has: seed torch before you build it.
             split_seed: Seed of which simulations are held out, for trainings that share them; drawn like all else if None.
             final_learning_rate: Share of the learning rate that is left at the end.
-            weight_decay: Of AdamW. With none, Bayes factors far out, of which there are few simulations, grow without bound.
+            weight_decay: Of AdamW. Without it Bayes factors far out, where simulations are few, grow without bound.
             max_restarts: How often to start again from chance, at most.
-            max_seconds: Stop after so many seconds, but for the last look at what is held out; the learning rate falls in
-                this time.
-            checkpoint: File that holds the training's state, written every `checkpoint_every` epochs.
+            max_seconds: Time limit, counted from this call (a resumed training counts the seconds before), but for the last
+                look at the held-out simulations. The learning rate falls within this time.
+            vary_sizes: Whether data sets are trained on in random sizes, drawn anew for each simulation and epoch: from one
+                group and one observation up to the simulated size, with 0 to 60 % missing. If None it is done where a
+                `HierarchicalEmbedding` would see data sets of one size only; the progress bar and `varied_sizes` say so.
+                Outside the sizes of its training the net gives wrong answers, with a warning.
+            checkpoint: File that holds the training's state, written every `checkpoint_every` epochs and at the end.
             checkpoint_every: Epochs between checkpoints.
-            resume: Go on from `checkpoint` where it exists; the result is that of an uninterrupted training.
+            resume: Go on from `checkpoint` if it exists; the result is that of an uninterrupted training.
 
         Raises:
             ValueError: If an argument is out of range, there are too few simulations or none of some model, the checkpoint
                 is of another training, or the loss becomes NaN.
         """
+        if not (resume and checkpoint is not None and Path(checkpoint).exists()):
+            self._is_new = not self._is_trained
         if learning_rate is None:
-            learning_rate = 2e-4 if self._trained else 2e-3
-        settings = EpochSettings.of(locals())
-        check_checkpoint_arguments(checkpoint, checkpoint_every, resume)
-        model_index, x = self._data()
-        loss = _LOSSES[self.loss](self._frequencies(model_index)).to(self.device)
-        if self._tracker is not None:
-            self._tracker.log_params(settings.as_plain_data())
-        file = EpochCheckpoint(checkpoint, checkpoint_every, {**settings.as_plain_data(), **self._description()})
-        state = file.read({"rows", "attempt", "fresh"}) if resume else None
-        with seeded(settings.seed, self.device):
-            kept = None if state is None else state["rows"]
-            rows, split = split_rows(len(x), settings.validation_fraction, split_seed, kept)
-            fresh = not self._trained if state is None else state["fresh"]
-            net = self._build(x[split[0][:2000]])
-            begin = time.perf_counter()
-            for attempt in range(0 if state is None else state["attempt"], settings.max_restarts + 1):
-                may_restart = fresh and attempt < settings.max_restarts
-                position = {"rows": rows, "attempt": attempt, "fresh": fresh}
-                run = ClassifierRun(net, loss, settings, (model_index, x), split, self.device, begin, may_restart)
-                run.train(file, position, state, self._tracker or NoTracker(), self._show_progress_bars)
-                state, self.validation_losses = None, list(run.loop.validation_losses)
-                if not (run.at_chance() and self._restart(net, may_restart and run.used < 1)):
-                    break
-        self._trained, self.held_out_losses = True, run.held_out_losses()
-        return net.eval()
+            learning_rate = 2e-3 if self._is_new else 2e-4
+        settings = EpochSettings(
+            learning_rate=learning_rate,
+            seed=seed,
+            final_learning_rate=final_learning_rate,
+            clip_max_norm=clip_max_norm,
+            max_seconds=max_seconds,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            max_num_epochs=max_num_epochs,
+            training_batch_size=training_batch_size,
+            validation_fraction=validation_fraction,
+            stop_after_epochs=stop_after_epochs,
+            split_seed=split_seed,
+            weight_decay=weight_decay,
+            max_restarts=max_restarts,
+            vary_sizes=vary_sizes,
+        )
+        self._judged = -1
+        net = self._train(settings)
+        self._is_trained = True
+        return net  # pyright: ignore[reportReturnType]
 
     def build_posterior(self) -> ModelPosterior:
         """The posterior over models, with a copy of the net as it is now.
@@ -247,26 +250,29 @@ class ModelComparison:
             raise ValueError("there is no net yet: call train() first.")
         return ModelPosterior(copy.deepcopy(self.classifier), self.model_prior, self._event_shape)
 
-    # ---- pieces of a training
+    # ---- what the loop asks
 
-    def _data(self) -> tuple[Tensor, Tensor]:
+    label = "training classifier"
+
+    def _tensors(self) -> tuple[Tensor, ...]:
         if not self._simulations:
             raise ValueError("there are no simulations: call append_simulations(model_index, x) first.")
         if len(self._simulations) > 1:
             self._simulations = [tuple(torch.cat(parts) for parts in zip(*self._simulations, strict=True))]  # pyright: ignore
-        return self._simulations[0]
-
-    def _frequencies(self, model_index: Tensor) -> Tensor:
+        model_index = self._simulations[0][0]
         counts = torch.bincount(model_index, minlength=self.num_models)
         if not bool((counts > 0).all()):
             raise ValueError(
                 f"there is no simulation of model {int((counts == 0).nonzero()[0])}: simulate every model."
             )
-        return counts.double() / counts.sum()
+        self._loss = _LOSSES[self.loss](counts.double() / counts.sum()).to(self.device)
+        return self._simulations[0]
 
-    def _build(self, x: Tensor) -> EvidenceClassifier:
-        """The net, built and scaled with these simulations if it is new."""
+    def _build(self, rows: Tensor) -> EvidenceClassifier:
         if self.classifier is None:
+            if self._settings.seed is not None:
+                redraw_first_weights(self.embedding_net)
+            x = self._simulations[0][1][rows[:2000]]
             self.embedding_net.to(self.device)
             if hasattr(self.embedding_net, "fit_scale"):
                 self.embedding_net.fit_scale(x.to(self.device))  # pyright: ignore[reportCallIssue]
@@ -275,16 +281,59 @@ class ModelComparison:
                 summary = self.embedding_net(x[:2].to(self.device, torch.get_default_dtype()))
             if summary.ndim != 2:
                 raise ValueError(f"embedding_net must give summaries (B, S), got shape {tuple(summary.shape)}.")
-            net = EvidenceClassifier(self.embedding_net, self.num_models, summary.shape[-1], **self._head)
-            self.classifier = net.to(self.device)
-        return self.classifier.to(self.device)
+            self.classifier = EvidenceClassifier(self.embedding_net, self.num_models, summary.shape[-1], **self._head)
+        return self.classifier
 
-    def _restart(self, net: EvidenceClassifier, may_restart: bool) -> bool:
-        """Warn of a net at chance; give it other weights if it may be trained again, and say whether."""
+    def _grouped_data(self) -> tuple[HierarchicalEmbedding, Tensor] | None:
+        net, x = self.embedding_net, self._simulations[0][1]
+        if isinstance(net, ContextEmbedding):
+            net, x = net.embedding_net, unpack_context(x, net.event_shape)[0]
+        return (net, x) if isinstance(net, HierarchicalEmbedding) else None
+
+    def _losses(self, batch: tuple[Tensor, ...]) -> Tensor:
+        model_index, x = batch
+        return self._loss(self._net(x.to(next(self._net.head.parameters()))), model_index)  # pyright: ignore
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "loss": self.loss,
+            "num_models": self.num_models,
+            "embedding_net": type(self.embedding_net).__name__,
+            "event_shape": list(self._event_shape or ()),
+        }
+
+    # ---- a net at chance
+
+    @property
+    def _may_restart(self) -> bool:
+        return self._is_new and self._attempt < self._settings.max_restarts
+
+    def _has_to_stop(self) -> bool:
+        """Whether a new net is at chance after a quarter of the training, but after some steps at least."""
+        quarter, epoch = math.ceil(self._settings.max_num_epochs / 4), self._loop.epoch
+        first = max(quarter, math.ceil(_STEPS_BEFORE_JUDGEMENT / len(self._batches)))
+        if not self._may_restart or epoch > first or self._judged == self._attempt:
+            return False
+        if epoch < first and self._used <= 0.25:
+            return False
+        self._judged = self._attempt
+        never_better = self._loop.validation_losses[-1] <= 1.02 * self._loop.best_validation_loss
+        return never_better and self._at_chance()
+
+    @torch.no_grad()
+    def _at_chance(self) -> bool:
+        """Whether the held-out loss is that of a net without any data: within two standard errors, and within 2 %."""
+        blind = [self._loss(m.new_zeros(len(m), self.num_models).float(), m) for m, _ in self._held_out]
+        chance, losses = torch.cat(blind).double().cpu(), self._losses_of_held_out()
+        return bool(losses.mean() > 0.98 * chance.mean()) and not _is_lower(losses, chance)
+
+    def _start_again(self, net: nn.Module) -> bool:
+        if not self._at_chance():
+            return False
         what = "the net tells the models no better apart than chance"
-        if may_restart:
+        if self._may_restart and self._used < 1:
             warn_user(f"{what}: it is started again from other weights.", RuntimeWarning)
-            net.reset()
+            net.reset()  # pyright: ignore[reportCallIssue]
             return True
         warn_user(
             f"{what}: such data may not tell them apart; or try a lower learning rate, more simulations or another "
@@ -293,11 +342,20 @@ class ModelComparison:
         )
         return False
 
-    def _description(self) -> dict[str, Any]:
-        return {
-            "loss": self.loss,
-            "num_models": self.num_models,
-            "embedding_net": type(self.embedding_net).__name__,
-            "num_simulations": len(self._simulations[0][1]),
-            "event_shape": list(self._event_shape or ()),
-        }
+    @torch.no_grad()
+    def _choose_weights(self, net: nn.Module, last: dict[str, Tensor]) -> None:
+        """Take the last weights unless the best ones' held-out losses are lower by more than two standard errors.
+
+        sbi's loop leaves the weights of the epoch with the lowest validation loss. Where the learning rate has fallen to
+        nothing the last are better in truth, and the lowest of many noisy numbers may well belong to an early epoch.
+        """
+        best, weights = self._losses_of_held_out(), {k: v.clone() for k, v in net.state_dict().items()}
+        net.load_state_dict(last)
+        if _is_lower(best, self._losses_of_held_out()):
+            net.load_state_dict(weights)
+
+
+def _is_lower(first: Tensor, second: Tensor) -> bool:
+    """Whether losses (N,) of the same simulations are lower on average, by more than two standard errors."""
+    gain = second - first
+    return bool(gain.mean() > 2 * gain.std(unbiased=False) / len(gain) ** 0.5)

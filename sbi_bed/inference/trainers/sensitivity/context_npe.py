@@ -5,34 +5,30 @@ contexts (Elsemüller et al. 2023, arXiv 2310.11122),
 
     min_q  −E_{c, θ, x} log q(θ | x, c),
 
-whose minimum is the posterior p(θ | x, c) in each. The context is packed behind the data in one x, so that the flow is
-sbi's, by name, and so is the loop that trains it (`_compat.py`); the learning rate falls along a cosine.
+whose minimum is the posterior p(θ | x, c) in each context. The context is packed behind the data in one x, so that any of
+sbi's flows can be used, by its name.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ....neural_nets.embedding_nets.context import ContextEmbedding
+from ....neural_nets.embedding_nets.hierarchical import HierarchicalEmbedding
+from ....neural_nets.first_weights import redraw_first_weights
 from ....simulators.sensitivity.contexts import Contexts, LogUniform, UniformRange, prior_of_context
 from ....simulators.sensitivity.power_scaled_prior import PowerScaledPrior
 from ....utils.checks import as_finite_tensor
 from ....utils.packing.contexts import pack_context
-from ....utils.seeding import seeded
-from ....utils.tracking import NoTracker
 from ...posteriors.context_posterior import ContextPosterior, build_context_estimator
-from ..epoch_checkpoint import EpochCheckpoint
-from ..epoch_run import EpochRun
-from ..epoch_settings import EpochSettings
-from ..old_checkpoint import check_checkpoint_arguments
-from ..shared_split import split_rows
+from ..by_epochs import EpochSettings, EpochTrainer
 
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
@@ -46,7 +42,7 @@ _NOT_SETTINGS = {
 }
 
 
-class ContextNPE:
+class ContextNPE(EpochTrainer):
     """Trains a posterior over parameters that is told the context.
 
     Args:
@@ -68,6 +64,8 @@ class ContextNPE:
         estimator: The net, once training has begun.
         validation_losses: Mean validation loss after each epoch, nats.
         held_out_losses: Loss of each held-out simulation, (N,), nats, once trained.
+        num_epochs: Epochs of the last training.
+        varied_sizes: Whether the last training varied the sizes of data sets.
         contexts: What contexts are drawn from; None until simulations show their ranges, if none were given.
 
     Raises:
@@ -80,7 +78,8 @@ class ContextNPE:
         >>> simulator = lambda theta: theta + 0.5 * torch.randn_like(theta)
         >>> theta, x, context = simulate_with_context(simulator, prior, 500, seed=0)
         >>> trainer = ContextNPE(prior, show_progress_bars=False).append_simulations(theta, x, context)
-        >>> posterior = trainer.train(max_num_epochs=2, seed=0).build_posterior()
+        >>> estimator = trainer.train(max_num_epochs=2, seed=0)
+        >>> posterior = trainer.build_posterior()
         >>> posterior.sample((10,), x=x[0], context=[1.0, 1.0]).shape
         torch.Size([10, 2])
     """
@@ -97,6 +96,7 @@ class ContextNPE:
         contexts: Contexts | None = None,
         **estimator_settings: Any,
     ):
+        super().__init__(device, tracker, show_progress_bars)
         if not (hasattr(prior, "condition") or hasattr(prior, "log_prob")):
             raise TypeError(
                 f"prior must be a PowerScaledPrior or another prior with condition(context), got {prior!r}."
@@ -108,12 +108,12 @@ class ContextNPE:
         for name in _NOT_SETTINGS.keys() & estimator_settings.keys():
             raise TypeError(f"{name} is no setting of the estimator: {_NOT_SETTINGS[name]}.")
         self.prior, self.contexts, self.embedding_net = prior, contexts, embedding_net
-        self.density_estimator, self._estimator_settings = density_estimator, estimator_settings
-        self.device, self._tracker, self._show_progress_bars = torch.device(device), tracker, show_progress_bars
+        self.density_estimator = density_estimator
+        self._estimator_settings = {  # numpy's numbers cannot be saved as plain data
+            name: value.item() if isinstance(value, np.generic) else value for name, value in estimator_settings.items()
+        }
         self._simulations: list[tuple[Tensor, Tensor, Tensor]] = []
         self.estimator: Any = None
-        self.validation_losses: list[float] = []
-        self.held_out_losses: Tensor | None = None
 
     def append_simulations(self, theta: Any, x: Any, context: Any) -> ContextNPE:
         """Add simulations; returns the trainer itself.
@@ -159,57 +159,63 @@ class ContextNPE:
         stop_after_epochs: int = 20,
         max_num_epochs: int = 40,
         clip_max_norm: float | None = 5.0,
-        seed: int | None = None,
         *,
+        seed: int | None = None,
+        split_seed: int | None = None,
         final_learning_rate: float = 0.01,
         max_seconds: float | None = None,
-        split_seed: int | None = None,
+        vary_sizes: bool | None = None,
         checkpoint: str | Path | None = None,
         checkpoint_every: int = 1,
         resume: bool = False,
-    ) -> ContextNPE:
-        """Train, anew in the first call and on from the present weights in later ones.
+    ) -> Any:
+        """Train on all simulations so far: a new net in the first call, from its present weights in later ones.
 
         Args:
-            training_batch_size: Simulations for each step.
-            learning_rate: Of Adam, at first.
-            validation_fraction: Share of simulations held out.
-            stop_after_epochs: Epochs without a better validation loss after which to stop.
+            training_batch_size: Simulations in each step.
+            learning_rate: First learning rate of Adam.
+            validation_fraction: Share of the simulations that is held out.
+            stop_after_epochs: Stop after so many epochs without a lower validation loss.
             max_num_epochs: Most epochs; the learning rate falls over them.
             clip_max_norm: Largest norm of gradients; None for no limit.
-            seed: Seed; the global generator if None.
-            final_learning_rate: Share of the first learning rate that is left at the end.
-            max_seconds: Time limit, but for the last look at what is held out; the learning rate falls in this time.
+            seed: Seed of the whole training, also of the first weights of a net that is new; the global generator if None.
+                An embedding net that you wrote yourself keeps the weights it has: seed torch before you build it.
             split_seed: Seed of which simulations are held out, for trainings that share them; drawn like all else if None.
-            checkpoint: File that holds the training's state, written every `checkpoint_every` epochs.
+            final_learning_rate: Share of the first learning rate that is left at the end.
+            max_seconds: Time limit, counted from this call (a resumed training counts the seconds before), but for the last
+                look at the held-out simulations. The learning rate falls within this time.
+            vary_sizes: Whether data sets are trained on in random sizes, drawn anew for each simulation and epoch: from one
+                group and one observation up to the simulated size, with 0 to 60 % missing. If None it is done where a
+                `HierarchicalEmbedding` would see data sets of one size only; the progress bar and `varied_sizes` say so.
+                Outside the sizes of its training the net gives wrong answers, with a warning.
+            checkpoint: File that holds the training's state, written every `checkpoint_every` epochs and at the end.
             checkpoint_every: Epochs between checkpoints.
-            resume: Go on from `checkpoint` where it exists; the result is that of an uninterrupted training.
+            resume: Go on from `checkpoint` if it exists; the result is that of an uninterrupted training.
 
         Returns:
-            The trainer itself.
+            The net, sbi's density estimator of (data, context).
 
         Raises:
             ValueError: If an argument is out of range, there are too few simulations, the checkpoint is of another
                 training, or the loss becomes NaN.
         """
-        settings = EpochSettings.of(locals(), weight_decay=0.0, max_restarts=0)
-        check_checkpoint_arguments(checkpoint, checkpoint_every, resume)
-        theta, x, context = self._data()
-        packed = pack_context(x, context)
-        if self._tracker is not None:
-            self._tracker.log_params(settings.as_plain_data())
-        description = {**settings.as_plain_data(), **self._description(), "num_simulations": len(theta)}
-        file = EpochCheckpoint(checkpoint, checkpoint_every, description)
-        state = file.read({"rows"}) if resume else None
-        with seeded(settings.seed, self.device):
-            kept = None if state is None else state["rows"]
-            rows, split = split_rows(len(theta), settings.validation_fraction, split_seed, kept, least=10)
-            if self.estimator is None:
-                self.estimator = self._build(theta[split[0]], packed[split[0]], tuple(x.shape[1:]))
-            run = _FlowRun(self.estimator, settings, (theta, packed), split, self.device, time.perf_counter())
-            run.train(file, {"rows": rows}, state, self._tracker or NoTracker(), self._show_progress_bars)
-            self.validation_losses, self.held_out_losses = list(run.loop.validation_losses), run.held_out_losses()
-        return self
+        settings = EpochSettings(
+            learning_rate=learning_rate,
+            seed=seed,
+            final_learning_rate=final_learning_rate,
+            clip_max_norm=clip_max_norm,
+            max_seconds=max_seconds,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            max_num_epochs=max_num_epochs,
+            training_batch_size=training_batch_size,
+            validation_fraction=validation_fraction,
+            stop_after_epochs=stop_after_epochs,
+            split_seed=split_seed,
+            vary_sizes=vary_sizes,
+        )
+        return self._train(settings)
 
     def build_posterior(self) -> ContextPosterior:
         """The posterior in any context, with a copy of the net as it is now, on the CPU.
@@ -222,7 +228,23 @@ class ContextNPE:
         estimator, event_shape = copy.deepcopy(self.estimator).cpu(), self._simulations[0][1].shape[1:]
         return ContextPosterior(estimator, self.prior, self._known_contexts(), tuple(event_shape), self._description())
 
-    # ---- pieces of a training
+    # ---- what the loop asks
+
+    label = "training posterior in contexts"
+    fewest_simulations = 10
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        theta, x, context = self._data()
+        self._pairs = theta, pack_context(x, context)
+        return self._pairs
+
+    def _grouped_data(self) -> tuple[HierarchicalEmbedding, Tensor] | None:
+        net = self.embedding_net
+        return (net, self._simulations[0][1]) if isinstance(net, HierarchicalEmbedding) else None
+
+    def _losses(self, batch: tuple[Tensor, ...]) -> Tensor:
+        theta, x = batch
+        return self._net.loss(theta, condition=x)  # pyright: ignore[reportCallIssue]
 
     def _data(self) -> tuple[Tensor, Tensor, Tensor]:
         if not self._simulations:
@@ -238,14 +260,18 @@ class ContextNPE:
             self.contexts = _seen(self._data()[2], num_gammas)
         return self.contexts
 
-    def _build(self, theta: Tensor, packed: Tensor, event_shape: tuple[int, ...]) -> nn.Module:
-        """The net, scaled with these simulations."""
-        self._check_prior(theta)
-        contexts = self._known_contexts()
-        embedding = ContextEmbedding(event_shape, contexts.dim, self.embedding_net, contexts.log_columns)
-        embedding.fit_scale(packed[:5000])
-        settings = self.density_estimator, self._estimator_settings
-        return build_context_estimator(theta[:5000], packed[:100], embedding, *settings, self.prior).to(self.device)
+    def _build(self, rows: Tensor) -> nn.Module:
+        if self.estimator is None:
+            if self._settings.seed is not None and self.embedding_net is not None:
+                redraw_first_weights(self.embedding_net)
+            theta, packed = (tensor[rows[:5000]] for tensor in self._pairs)
+            self._check_prior(theta)
+            event_shape, contexts = tuple(self._simulations[0][1].shape[1:]), self._known_contexts()
+            embedding = ContextEmbedding(event_shape, contexts.dim, self.embedding_net, contexts.log_columns)
+            embedding.fit_scale(packed)
+            settings = self.density_estimator, self._estimator_settings
+            self.estimator = build_context_estimator(theta, packed[:100], embedding, *settings, self.prior)
+        return self.estimator
 
     def _check_prior(self, theta: Tensor) -> None:
         prior = prior_of_context(self.prior, self._data()[2][:2])
@@ -263,16 +289,6 @@ class ContextNPE:
             "embedding": None if net is None else type(net).__name__,
             "embedding_config": getattr(net, "config", None),
         }
-
-
-class _FlowRun(EpochRun):
-    """One training of a flow."""
-
-    label = "training posterior in contexts"
-
-    def _losses_of(self, batch: tuple[Tensor, ...]) -> Tensor:
-        theta, x = batch
-        return self._net.loss(theta, condition=x)  # pyright: ignore[reportCallIssue]
 
 
 def _seen(context: Tensor, num_gammas: int) -> Contexts:

@@ -29,7 +29,8 @@ SMALL = {"hidden_features": 32, "num_transforms": 3}
 def gaussian():
     simulations = simulate_with_context(MODEL, MODEL.prior, 20_000, POWERS, seed=1)
     trainer = ContextNPE(MODEL.prior, show_progress_bars=False, contexts=POWERS, **SMALL)
-    return trainer.append_simulations(*simulations).train(256, 3e-3, max_num_epochs=8, seed=0).build_posterior()
+    trainer.append_simulations(*simulations).train(256, 3e-3, max_num_epochs=8, seed=0)
+    return trainer.build_posterior()
 
 
 def errors(posterior, x, context, num=1000):
@@ -124,7 +125,8 @@ def test_a_saved_posterior_gives_the_same_numbers(gaussian, tmp_path):
 def test_a_setting_that_is_no_plain_data_is_refused_when_it_is_saved(tmp_path):
     theta, x, context = simulate_with_context(MODEL, MODEL.prior, 200, POWERS, seed=0)
     trainer = ContextNPE(MODEL.prior, show_progress_bars=False, activation=nn.Tanh, **SMALL)
-    posterior = trainer.append_simulations(theta, x, context).train(max_num_epochs=1, seed=0).build_posterior()
+    trainer.append_simulations(theta, x, context).train(max_num_epochs=1, seed=0)
+    posterior = trainer.build_posterior()
     with pytest.raises(TypeError, match=r"model_settings\['activation'\] cannot be saved"):
         posterior.save(tmp_path / "posterior.pt")
     assert not (tmp_path / "posterior.pt").exists()
@@ -149,7 +151,8 @@ def moved():
 
     trainer = ContextNPE(MovedBox(), show_progress_bars=False, contexts=contexts, **SMALL)
     trainer.append_simulations(*simulate_with_context(simulate, MovedBox(), 10_000, contexts, seed=0))
-    return trainer.train(256, 3e-3, max_num_epochs=5, seed=0).build_posterior()
+    trainer.train(256, 3e-3, max_num_epochs=5, seed=0)
+    return trainer.build_posterior()
 
 
 def test_no_draw_lies_outside_the_support_of_its_context(moved):
@@ -192,7 +195,8 @@ def test_positive_parameters_in_logs_leak_nothing(tmp_path):
     trainer = ContextNPE(prior, show_progress_bars=False, **settings)
     simulator = lambda theta: theta + 0.5 * torch.randn_like(theta)  # noqa: E731
     trainer.append_simulations(*simulate_with_context(simulator, prior, 3000, seed=0))
-    posterior = trainer.train(128, 3e-3, max_num_epochs=4, seed=0).build_posterior()
+    trainer.train(128, 3e-3, max_num_epochs=4, seed=0)
+    posterior = trainer.build_posterior()
     theta, x = (torch.arange(2000).unsqueeze(-1) + 0.5) / 250, torch.tensor([0.1])
     assert posterior.estimator.sample((2000,), condition=torch.tensor([[0.1, 1.0]])).min() > 0
     density = posterior.log_prob(theta, x, [1.0], norm_posterior=False).exp()
@@ -246,40 +250,9 @@ def log_prob_of(trainer):
     return trainer.build_posterior().log_prob(theta, x=torch.zeros(4), context=[1.0, 1.0, 1.0], norm_posterior=False)
 
 
-class Stop(Exception):
-    pass
-
-
-@pytest.mark.parametrize("after", [1, 4])
-def test_a_resumed_training_gives_the_numbers_of_an_uninterrupted_one(tmp_path, monkeypatch, after):
-    from sbi_bed.inference.trainers.epoch_checkpoint import EpochCheckpoint
-
-    settings = {"training_batch_size": 64, "max_num_epochs": 4, "seed": 4}
-    state = torch.get_rng_state()
-    whole = small_trainer().train(**settings)
-    assert torch.equal(torch.get_rng_state(), state)
-    write, path, broken = EpochCheckpoint.write, tmp_path / "checkpoint", small_trainer()
-
-    def write_then_stop(self, loop, position, last):
-        write(self, loop, position, last)
-        if loop.epoch == after:
-            raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EpochCheckpoint, "write", write_then_stop)
-        with pytest.raises(Stop):
-            broken.train(checkpoint=path, **settings)
-    for resumed in (small_trainer(), broken):
-        torch.manual_seed(99)
-        resumed.train(checkpoint=path, resume=True, **settings)
-        assert torch.equal(log_prob_of(resumed), log_prob_of(whole))
-        assert resumed.validation_losses == whole.validation_losses
-    with pytest.raises(ValueError, match=r"is a checkpoint of a training with .*'seed': 4"):
-        small_trainer().train(checkpoint=path, resume=True, **{**settings, "seed": 5})
-
-
 def test_a_second_training_goes_on_from_the_first():
-    trainer = small_trainer().train(64, 3e-3, max_num_epochs=3, seed=0)
+    trainer = small_trainer()
+    trainer.train(64, 3e-3, max_num_epochs=3, seed=0)
     first = trainer.validation_losses
     trainer.append_simulations(*simulate_with_context(MODEL, MODEL.prior, 3000, POWERS, seed=5))
     trainer.train(64, 3e-3, max_num_epochs=3, seed=0)
@@ -287,7 +260,8 @@ def test_a_second_training_goes_on_from_the_first():
 
 
 def test_time_is_limited():
-    trainer = small_trainer().train(32, max_num_epochs=100_000, stop_after_epochs=100_000, max_seconds=0.5, seed=0)
+    trainer = small_trainer()
+    trainer.train(32, max_num_epochs=100_000, stop_after_epochs=100_000, max_seconds=0.5, seed=0)
     assert 1 <= len(trainer.validation_losses) < 1000
 
 
@@ -316,7 +290,8 @@ def test_the_simulator_is_a_context_and_grouped_data_have_their_own_net(tmp_path
         prior, "mdn", show_progress_bars=False, embedding_net=HierarchicalEmbedding(1, hidden_dim=16), contexts=contexts
     )
     trainer.append_simulations(*simulate_with_context(simulate, prior, 4000, contexts, seed=0))
-    posterior = trainer.train(128, 3e-3, max_num_epochs=5, seed=0).build_posterior()
+    trainer.train(128, 3e-3, max_num_epochs=5, seed=0)
+    posterior = trainer.build_posterior()
     posterior.save(tmp_path / "posterior.pt")
     values = torch.randn(2, 4, 1)
     x = torch.cat([values - values.mean() + 1.5, torch.ones(2, 4, 1)], -1)
@@ -330,7 +305,8 @@ def test_the_simulator_is_a_context_and_grouped_data_have_their_own_net(tmp_path
 
 
 def test_a_net_of_a_users_own_is_given_again_to_load(tmp_path):
-    trainer = small_trainer(embedding_net=nn.Linear(4, 5)).train(64, max_num_epochs=1, seed=0)
+    trainer = small_trainer(embedding_net=nn.Linear(4, 5))
+    trainer.train(64, max_num_epochs=1, seed=0)
     path = tmp_path / "posterior.pt"
     trainer.build_posterior().save(path)
     loaded = ContextPosterior.load(path, MODEL.prior, nn.Linear(4, 5))
@@ -356,7 +332,9 @@ def test_ensembles_take_it():
 
 def test_the_split_has_a_seed_of_its_own_and_the_losses_are_those_of_the_posterior():
     data = simulations()
-    trainer = small_trainer().train(64, max_num_epochs=1, seed=0, split_seed=7)
+    trainer = small_trainer()
+    net = trainer.train(64, max_num_epochs=1, seed=0, split_seed=7)
+    assert net is trainer.estimator
     with seeded(7):
         rows = torch.randperm(len(data[0]))[: round(0.05 * len(data[0]))]
     theta, x, context = (part[rows] for part in data)

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import kstest
 
 from sbi_bed.diagnostics import atypicality, model_report, summary_atypicality
-from sbi_bed.diagnostics.atypical_data import model_proportions
+from sbi_bed.diagnostics.typicality import model_proportions
 from sbi_bed.inference import DeepEnsemblePosterior, ModelComparison
 from sbi_bed.neural_nets import HierarchicalEmbedding
 from sbi_bed.simulators import NestedNormal, simulate_models

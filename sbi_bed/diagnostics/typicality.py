@@ -1,7 +1,7 @@
 r"""Are data like the simulated ones? A classifier is as sure of data that no model makes as of any others.
 
-Let s(x) be the summary that an embedding net makes of a data set. Simulated sets of all models are parted at random: to one
-half, F, a score T is fitted that is large where F has few summaries; the other half, H, says how large it usually is:
+Let s(x) be the summary of a data set, from the embedding net. Simulated sets of all models are split at random. A score T is
+fitted to one half, F, and is large where F has few summaries. The other half, H, says how large it usually is:
 
     p(x) = (1 + #{h ∈ H: T(s(h)) ≥ T(s(x))}) / (1 + |H|).
 
@@ -11,14 +11,18 @@ et al. 2005; Schmitt et al. 2021, arXiv 2112.08866, for summaries of simulations
 - "neighbours": S log of the distance to the k-th nearest neighbour in F, −log density by nearest neighbours;
 - "gaussian": −log of a mixture of one Gaussian per model (of one where models are not given).
 
-The same with F and H of one model alone gives p-values for each model: is x typical for the model that it is said to be of?
+The same with F and H of one model alone gives p-values for each model: is x typical of that model?
 
-Whether a **set** of data sets is typical is another question, answered by `mmd_test`, of little power for a handful, between
-the observed summaries and H. They may all be of one model, so H is drawn with the observed proportions of the models, w_j,
-that maximise Π_b Σ_j w_j p(x_b | M_j) by the posterior's own evidences.
+Sizes and contents are two questions. A data set with fewer groups or observations than the simulated ones can be odd for
+that reason alone. So x is compared with the simulated sets as they are and, where its sizes leave theirs, also with sets
+cut to the sizes of x. If only the first p-value is small, the sizes are the reason.
 
-A summary keeps what told the models apart. Data can be odd in ways that it does not keep, and p-values of single data sets
-may not see those. Share with p < .05 (and p < .01) of 300 data sets of 10 groups × 10 observations, by `ModelComparison` of
+Whether a **set** of data sets is typical is another question. `mmd_test` between the observed summaries and H answers it,
+with little power for a handful of sets. They may all be of one model, so H is drawn with the observed proportions of the
+models, w_j, that maximise Π_b Σ_j w_j p(x_b | M_j) by the posterior's own evidences.
+
+A summary keeps what tells the models apart. Data can be odd in ways that it does not keep, and p-values of single data sets
+may miss those. Share with p < .05 (and p < .01) of 300 data sets of 10 groups × 10 observations, by `ModelComparison` of
 nested normal models, 4,000 simulations trained on and 2,000 others as reference; the last column is of all 300 together:
 
                                        neighbours, k = 1   k = 5        gaussian     set
@@ -32,6 +36,7 @@ nested normal models, 4,000 simulations trained on and 2,000 others as reference
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,8 +44,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..neural_nets.embedding_nets.hierarchical import HierarchicalEmbedding
 from ..simulators.models.model_family import as_model_index
 from ..utils.checks import as_finite_tensor, check_count
+from ..utils.packing.sizes import TrainedRange, watch_sizes
 from ..utils.seeding import seeded
 from .mmd import mmd_test
 
@@ -50,6 +57,7 @@ _CELLS_AT_A_TIME = 2**23  # distances in memory at once
 _FLOOR = 1e-8  # of the largest variance: directions in which simulated summaries do not vary
 _MOST_IN_SET = 1000  # simulated sets that observed ones are tested against together: memory grows with its square
 _FEWEST = 20  # simulated sets of a model, at least
+_MOST_CUT = 1000  # simulated sets that are cut to the sizes of an observed one
 
 Score = Literal["neighbours", "gaussian"]
 
@@ -59,13 +67,15 @@ class Atypicality:
     """How unlike simulated data sets B observed ones are; small p-values are unlike.
 
     Attributes:
-        p_value: Of each data set, (B,), at least 1 / (1 + half the simulated sets).
+        p_value: Of each data set, (B,), against the simulated sets as they are; at least 1 / (1 + half of them).
+        same_size_p_value: Of each data set, (B,), against simulated ones cut to its sizes; `p_value` where its sizes are
+            simulated ones, NaN where fewer than 40 simulated sets are large enough.
         score: T of each, (B,), larger where simulated ones are rarer.
         reference_score: T of simulated sets it is compared with, (|H|,).
-        model_p_value: For each data set and model, against that model's simulations alone, (B, J); None where it was not
-            said which model each is of.
+        model_p_value: For each data set and model, against that model's simulations alone, (B, J); None without
+            `model_index`.
         set_p_value: Of all B together, as if each came from parameters of its own: parts of one population are alike, and
-            found odd for that. None for a single one.
+            are found odd for that. None for a single one.
         summary: Observed summaries, (B, S); an ensemble's first member's.
         reference_summary: Simulated summaries, (M, S).
         reference_model_index: The model of each, (M,), or None.
@@ -73,6 +83,7 @@ class Atypicality:
     """
 
     p_value: Tensor
+    same_size_p_value: Tensor
     score: Tensor
     reference_score: Tensor
     model_p_value: Tensor | None
@@ -108,18 +119,19 @@ def atypicality(
     Args:
         posterior: `ModelPosterior`, or a `DeepEnsemblePosterior` of such.
         x: Observed data sets (B, *event), or one (*event).
-        reference_x: Simulated ones (M, *event) of the same sizes and share of missing data, drawn from the models with
-            their prior probabilities, and not trained on. 1,000 are enough for p-values down to 0.002.
+        reference_x: Simulated ones (M, *event), drawn from the models with their prior probabilities, not trained on, of the
+            sizes of training. 1,000 are enough for p-values down to 0.002. For data of other sizes complete sets are best,
+            at least as large: they can be cut to any sizes.
         model_index: The model of each of them, (M,): adds p-values for each model, and lets a set of data sets all be of
             one model.
         score: T, see above.
         num_neighbors: The k of the score "neighbours".
         num_permutations: For the p-value of all together.
-        seed: Seed of the parting and the permutations; the global generator if None.
+        seed: Seed of the split and the permutations; the global generator if None.
 
     Raises:
-        TypeError: If the posterior makes no summaries, or it is open in which context.
-        ValueError: If x or reference_x is not what the posterior takes, there are fewer than 20 simulated sets of a model,
+        TypeError: If the posterior makes no summaries, or a context has to be chosen first.
+        ValueError: If x or reference_x is not of the posterior's kind, there are fewer than 20 simulated sets of a model,
             or an argument is out of range.
 
     Example:
@@ -136,29 +148,70 @@ def atypicality(
     for member in members:
         if not hasattr(member, "summary"):
             raise TypeError(f"atypicality needs posteriors with a summary(x), got {type(member).__name__}.")
-    summaries = [member.summary(x) for member in members]
-    references = [member.summary(reference_x) for member in members]
-    weights = None
-    if model_index is not None:
-        flat_prior = torch.ones(members[0].num_models)
-        weights = model_proportions(posterior.log_probs(x, flat_prior))
-    return summary_atypicality(
-        summaries,
-        references,
-        model_index,
-        score=score,
-        num_neighbors=num_neighbors,
-        num_permutations=num_permutations,
-        model_weights=weights,
-        seed=seed,
-    )
+    x = x.unsqueeze(0) if x.ndim == reference_x.ndim - 1 else x
+    with watch_sizes():
+        summaries = [member.summary(x) for member in members]
+    with watch_sizes(warn=False):
+        references = [member.summary(reference_x) for member in members]
+        weights = None
+        if model_index is not None:
+            weights = model_proportions(posterior.log_probs(x, torch.ones(members[0].num_models)))
+        settings: dict[str, Any] = {
+            "score": score,
+            "num_neighbors": num_neighbors,
+            "num_permutations": num_permutations,
+        }
+        found = summary_atypicality(summaries, references, model_index, **settings, model_weights=weights, seed=seed)
+        if not _reads_groups(members[0]):
+            return found
+        same_size = _same_size_p_values(members, x, reference_x, found.p_value, settings, seed)
+        return dataclasses.replace(found, same_size_p_value=same_size)
+
+
+def _reads_groups(member: Any) -> bool:
+    """Whether a member's embedding net reads x as groups with a mask."""
+    return isinstance(getattr(getattr(member, "classifier", None), "embedding_net", None), HierarchicalEmbedding)
+
+
+def _same_size_p_values(
+    members: list[Any], x: Tensor, reference_x: Tensor, p_value: Tensor, settings: dict[str, Any], seed: int | None
+) -> Tensor:
+    """p-values (B,) against simulated sets cut to the sizes of each data set, where these leave the simulated ones."""
+    mask, reference_mask = x[..., -1] > 0, reference_x[..., -1] > 0
+    simulated = TrainedRange(mask.ndim - 1).to(x.device)
+    simulated.learn(reference_mask)
+    found = p_value.clone()
+    for row in simulated.is_outside(mask).nonzero().flatten().tolist():
+        cut = _cut_to(reference_x, mask[row])
+        found[row] = torch.nan
+        if len(cut) >= 2 * _FEWEST:
+            pairs = [(member.summary(x[row : row + 1]), member.summary(cut)) for member in members]
+            of_x, of_cut = zip(*pairs, strict=True)
+            found[row] = summary_atypicality(of_x, of_cut, **settings, seed=seed).p_value[0]
+    return found
+
+
+def _cut_to(reference_x: Tensor, mask: Tensor) -> Tensor:
+    """Simulated sets that were observed wherever a mask (*levels) is 1, and are then without observations elsewhere."""
+    for level, size in enumerate(reference_x.shape[1:-1]):
+        missing = size - mask.shape[level]
+        if missing < 0:  # what is beyond the simulated sizes has to be padding
+            if bool(mask.narrow(level, size, -missing).any()):
+                return reference_x[:0]
+            mask = mask.narrow(level, 0, size)
+        elif missing:
+            shape = list(mask.shape)
+            shape[level] = missing
+            mask = torch.cat([mask, mask.new_zeros(shape)], level)
+    usable = ((reference_x[..., -1] > 0) | ~mask).flatten(1).all(1)
+    return reference_x[usable][:_MOST_CUT] * mask.unsqueeze(-1)
 
 
 def members_in_one_context(posterior: Any) -> list[Any]:
     """Members of an ensemble, or the posterior alone.
 
     Raises:
-        TypeError: If they answer in any context, and it was not said in which.
+        TypeError: If they answer in any context, and none was chosen.
     """
     members = list(getattr(posterior, "members", [posterior]))
     for each in (posterior, *members):
@@ -219,8 +272,10 @@ def summary_atypicality(
         set_p_value = None
         if len(observed) > 1:
             set_p_value = _set_p_value(pairs, index, fit, model_weights, num_permutations)
+    p_value = _rank(observed, held_out)
     return Atypicality(
-        _rank(observed, held_out),
+        p_value,
+        p_value,
         observed,
         held_out,
         None if model_index is None else by_model,

@@ -1,11 +1,11 @@
-"""One parting of the simulations, into those trained on and those held out, for several trainings that else differ.
+"""Which simulations are held out, and the losses of a trained net for them.
 
-What is held out is chosen by chance, from the same generator as first weights and the order of the data. Members of an
-ensemble are to differ in these and yet to be compared on the same held-out simulations, so that choice has its own seed:
+Members of an ensemble differ in their first weights and in the order of the data, but they must hold out the same
+simulations to be compared. So which simulations are held out has a seed of its own:
 
-- a trainer of this package has `train(split_seed=)`, and the loss of each held-out simulation, `held_out_losses`;
-- sbi's trainers choose in `get_dataloaders`, which draws nothing else from torch's generator. Of those of posteriors, −log
-  q(θ_i | x_i) of each held-out simulation can be asked of the trained net.
+- trainers of this package have `train(split_seed=)`, and the attribute `held_out_losses`;
+- sbi's trainers draw the held-out simulations in `get_dataloaders`, which draws nothing else from torch's generator. For
+  those of posteriors we compute −log q(θ_i | x_i) of each held-out simulation with the trained net.
 """
 
 from __future__ import annotations
@@ -20,53 +20,50 @@ from torch import Tensor
 
 from ...utils.seeding import seeded
 
-__all__ = ["held_out_losses", "shared_split", "split_rows", "train_on_split"]
+__all__ = ["held_out_losses", "split_rows", "train_on_split"]
 
 _CHUNK = 2**19  # numbers of x that go through a net at once
 
 
-def split_rows(
-    num: int, validation_fraction: float, split_seed: int | None, rows: Tensor | None = None, least: int = 1
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Rows (num,) of simulations in an order of chance, and of these the ones trained on and the ones held out.
+def split_rows(num: int, validation_fraction: float, split_seed: int | None, fewest: int = 1) -> tuple[Tensor, Tensor]:
+    """Split simulations at random: rows to train on, and rows that are held out.
 
     Args:
         num: Number of simulations.
         validation_fraction: Share that is held out.
-        split_seed: Seed of the order; drawn like all else if None.
-        rows: The order, where a training that was kept goes on.
-        least: Fewest simulations to train on.
+        split_seed: Seed of the split; drawn from the global generator if None.
+        fewest: Fewest simulations to train on.
 
     Raises:
-        ValueError: If there are fewer.
+        ValueError: If fewer are left to train on.
     """
     with seeded(split_seed):
-        rows = torch.randperm(num) if rows is None else rows
+        rows = torch.randperm(num)
     num_held_out = max(1, round(validation_fraction * num))
-    if num - num_held_out < least:
+    if num - num_held_out < fewest:
         raise ValueError(f"simulations are too few to train on and to validate with: {num}.")
-    return rows, (rows[num_held_out:], rows[:num_held_out])
+    return rows[num_held_out:], rows[:num_held_out]
 
 
 def train_on_split(trainer: Any, split_seed: int, settings: dict[str, Any]) -> Any:
-    """What `trainer.train(**settings)` returns, with simulations held out by `split_seed`."""
+    """Call `trainer.train(**settings)` with the held-out simulations drawn by `split_seed`; returns what it returns."""
     if "split_seed" in inspect.signature(trainer.train).parameters:
         return trainer.train(**{"split_seed": split_seed, **settings})
-    with shared_split(trainer, split_seed):
+    with _split_of_sbi(trainer, split_seed):
         return trainer.train(**settings)
 
 
 @contextmanager
-def shared_split(trainer: Any, split_seed: int) -> Iterator[None]:
-    """While this lasts, an sbi trainer parts its simulations by `split_seed`; all else comes from the generator as it is."""
+def _split_of_sbi(trainer: Any, split_seed: int) -> Iterator[None]:
+    """Within this block an sbi trainer draws its held-out simulations by `split_seed`, and all else as usual."""
     if not hasattr(trainer, "get_dataloaders"):
         yield
         return
-    as_it_was = trainer.get_dataloaders
+    original = trainer.get_dataloaders
 
     def get_dataloaders(*args: Any, **kwargs: Any) -> Any:
         with seeded(split_seed):
-            return as_it_was(*args, **kwargs)
+            return original(*args, **kwargs)
 
     trainer.get_dataloaders = get_dataloaders
     try:
@@ -77,7 +74,7 @@ def shared_split(trainer: Any, split_seed: int) -> Iterator[None]:
 
 @torch.no_grad()
 def held_out_losses(trainer: Any, net: Any) -> Tensor | None:
-    """Loss of each held-out simulation, (N,), float64; None for trainers that do not tell.
+    """Loss of each held-out simulation, (N,), float64; None if the trainer has no such losses.
 
     Args:
         trainer: A trainer that has just trained.
