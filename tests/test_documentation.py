@@ -1,5 +1,6 @@
 """Every Python block of the README, of CONTRIBUTING and of the documentation's pages runs, in order, page by page."""
 
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -20,12 +21,36 @@ def blocks(page):
     return [(text[: match.start(1)].count("\n"), match.group(1)) for match in BLOCK.finditer(text)]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
-def test_blocks_run(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def run(page):
+    """Run the blocks of a page, and return the names that they define."""
     names = {"__name__": "__main__"}
     for line, code in blocks(page):
         exec(compile("\n" * line + code, page, "exec"), names)  # line numbers in errors are the page's
+    return names
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p) and p.name != "CONTRIBUTING.md"], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(page)
+
+
+def test_the_new_trainer_and_the_new_bound_are_small_and_learn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "CONTRIBUTING.md"
+    for (_, code), most_lines in zip(blocks(page), (80, 60), strict=True):
+        assert len(code.splitlines()) < most_lines
+        tree = ast.walk(ast.parse(code))
+        assert not any(isinstance(node, (ast.For, ast.While, ast.Try)) for node in tree)  # the base has the loop
+    names = run(page)
+    loss = names["trainer"].reports
+    assert loss[0] > 0.5  # the prior's variance is 1
+    assert sum(loss[-5:]) / 5 == pytest.approx(0.2, abs=0.05)  # 1,280 squares: standard error .008
+    bounds, gain = names["dad"].bounds, 1.0986
+    assert bounds[0] < 0.8 * gain
+    assert 0.8 * gain < sum(bounds[-5:]) / 5 < gain + 0.1  # 1,280 terms: standard error .03
 
 
 def test_the_block_finder_sees_all_blocks():
