@@ -69,7 +69,7 @@ class GradientExperimenter(TreatmentPolicy):
         radius: Norm, in prior sds, beyond which coefficients are drawn back.
 
     Example:
-        >>> policy = GradientExperimenter(covariate_dim=1)
+        >>> policy = GradientExperimenter(covariate_dim=1, outcome_centre=0.0, outcome_scale=1.0)
         >>> state = policy.update(policy.initial_state(), torch.tensor([0.3]), torch.tensor(1.0), torch.tensor(2.0))
         >>> bool(policy.propensity(state, torch.tensor([0.3])) > 0.5)  # an outcome that far off speaks for noise
         True

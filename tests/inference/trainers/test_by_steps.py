@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sbi_bed.inference as room
-from sbi_bed.inference import DAD, ContextDAD, StepSettings, StepTrainer
+from sbi_bed.inference import DAD, ContextDAD, ImitationTrainer, StepSettings, StepTrainer
 from sbi_bed.inference.trainers import by_steps
 from sbi_bed.inference.trainers.settings import Settings, cosine_decay
 from sbi_bed.objectives import PCE, InfoNCE, LikelihoodBound, ModelPCE
-from sbi_bed.policies import DeepSetsPolicy, StaticPolicy
-from sbi_bed.simulators import HyperbolicDiscounting, LocationFinding, ModelMixture, PowerScaledPrior
+from sbi_bed.policies import DeepSetsPolicy, ExperimenterTransformer, NonContextualNeyman, StaticPolicy
+from sbi_bed.simulators import HyperbolicDiscounting, LocationFinding, ModelMixture, PowerScaledPrior, TreatmentStream
 from sbi_bed.utils.files import load_file
 
 SIMULATOR, CHOICES = LocationFinding(), HyperbolicDiscounting()
@@ -62,6 +62,15 @@ def in_contexts(**options):
     return ContextDAD(SIMULATOR, prior, 2, show_progress_bars=False, **options), {"num_steps": 11, "batch_size": 4}
 
 
+def by_imitation(**options):
+    torch.manual_seed(1)
+    student = ExperimenterTransformer(1, hidden_dim=8, num_layers=1, num_heads=2)
+    trainer = ImitationTrainer(
+        TreatmentStream(1.5), NonContextualNeyman(1), student, show_progress_bars=False, **options
+    )
+    return trainer, {"num_steps": 11, "batch_size": 4, "num_episodes": 6, "num_units": 20, "units_per_episode": 5}
+
+
 TRAINERS = {
     "line": lambda **options: (line(**options), {"num_steps": 11, "batch_size": 4}),
     "DAD, default policy": of_dad(SIMULATOR, num_contrastive=3),
@@ -74,6 +83,7 @@ TRAINERS = {
     "DAD, NLE": of_dad(SIMULATOR, None, lambda: LikelihoodBound(SIMULATOR, num_contrastive=3, hidden_features=4)),
     "DAD, models": of_dad(ModelMixture([CHOICES, CHOICES]), None, lambda: ModelPCE(8)),
     "ContextDAD": in_contexts,
+    "imitation": by_imitation,
 }
 
 
