@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..simulators.actors.expected_cost import expected_cost
-from ..simulators.actors.optimal_actions import minimise_expected_cost, optimal_action
+from ..simulators.actors.minimise import minimise_expected_cost
+from ..simulators.actors.optimal_actions import optimal_action
 from ..simulators.actors.perception import Belief
 from ..simulators.actors.situations import Situations, draw_situations
 from ..utils.checks import check_count

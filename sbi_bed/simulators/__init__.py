@@ -11,7 +11,8 @@ from .actors.costs import (
     QuadraticCost,
     QuadraticEffortCost,
 )
-from .actors.optimal_actions import OptimalActor, minimise_expected_cost, optimal_action
+from .actors.minimise import minimise_expected_cost
+from .actors.optimal_actions import OptimalActor, optimal_action
 from .actors.perception import CircularPerception, LogNormalPerception, NormalPerception, Perception
 from .actors.population import Population
 from .actors.reaching import ReachingCost, ReachingPerception, ReachingTask

@@ -36,6 +36,7 @@ class ActorCost:
         name: Name of the cost, for errors and files.
 
     Example:
+        >>> from torch.distributions import Uniform
         >>> class DeadZone(ActorCost):
         ...     parameters = {"width": Uniform(0.1, 1.0)}
         ...
@@ -101,6 +102,7 @@ class ActorCost:
             TypeError: If `function` cannot be called, or a parameter has no distribution.
 
         Example:
+            >>> from torch.distributions import Uniform
             >>> cubic = ActorCost.from_function(lambda r, s, b: b * (r - s).abs() ** 3, {"b": Uniform(1.0, 2.0)})
             >>> float(cubic(torch.tensor(3.0), torch.tensor(1.0), b=1.0))
             8.0

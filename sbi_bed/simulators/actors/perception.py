@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import VonMises
@@ -180,6 +181,10 @@ class Perception:
         """Log density (...) of the response's noise."""
         return self.noise_log_prob(offset, sigma_r)
 
+    def noise_cdf(self, offset: Tensor, spread: Tensor) -> Tensor:
+        """Probability (...) that noise of one coordinate is at most `offset`."""
+        return torch.special.ndtr(offset / spread)
+
     def sample_noise(self, like: Tensor, spread: Any) -> Tensor:
         """Noise, in the shape that coordinates `like` and spreads broadcast to."""
         spread = self._per_coordinate(as_parameter(spread, like))
@@ -325,6 +330,13 @@ class CircularPerception(Perception):
         kappa = spread**-2
         # cos x − 1 as −2 sin²(x/2): exact where κ is large
         return -2 * kappa * (offset / 2).sin().square() - (2 * math.pi * torch.special.i0e(kappa)).log()
+
+    def noise_cdf(self, offset: Tensor, spread: Tensor) -> Tensor:
+        """Probability (...) of von Mises noise from −π to `offset`, by 64 Gauss–Legendre nodes from its centre."""
+        nodes, weights = (torch.as_tensor(part).to(offset) for part in np.polynomial.legendre.leggauss(64))
+        reach = torch.minimum(offset.abs(), self.noise_reach(spread, 10.0)).unsqueeze(-1)
+        density = self.noise_log_prob(0.5 * reach * (1 + nodes), spread.unsqueeze(-1)).exp()
+        return 0.5 + offset.sign() * (0.5 * reach.squeeze(-1) * (density @ weights))
 
     def sample_noise(self, like: Tensor, spread: Any) -> Tensor:
         """Von Mises noise, in the shape that angles `like` and spreads broadcast to."""

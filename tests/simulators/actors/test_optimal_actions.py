@@ -64,7 +64,7 @@ def test_a_cost_that_jumps():
     cost = ActorCost.from_function(lambda r, s: (r - s).abs() > 0.3, shift_invariant=True)
     belief, (sigma_r,) = Belief(*double(1.2, 0.5)), double(0.4)
     found = minimise_expected_cost(cost, NormalPerception(), belief, sigma_r, {})
-    assert float(found) == pytest.approx(1.2, abs=2e-3)
+    assert float(found) == pytest.approx(1.2, abs=1e-5)
 
 
 def test_angles_wrap():
