@@ -14,43 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...simulators.treatment.problem import TreatmentProblem
+from .arm_moments import ArmMoments
 from .base import TreatmentPolicy
 
 __all__ = ["CoinFlip", "NonContextualNeyman", "OracleNeyman", "predictor_for"]
-
-_PRIOR_UNITS = 4.0  # ν
-
-
-class ArmMoments(NamedTuple):
-    """Running moments of the outcomes in each arm, each (*batch, 2), float64: number, mean, sum of squared deviations."""
-
-    count: Tensor
-    mean: Tensor
-    squares: Tensor
-
-    def with_unit(self, arm: Tensor, outcome: Tensor) -> ArmMoments:
-        """Moments with one more unit: arm (*batch), outcome (*batch). Welford's update."""
-        chosen = torch.stack([1 - arm, arm], -1).double()
-        count = self.count + chosen
-        gap = outcome.double().unsqueeze(-1) - self.mean
-        mean = self.mean + chosen * gap / count.clamp_min(1)
-        squares = self.squares + chosen * gap * (outcome.double().unsqueeze(-1) - mean)
-        return ArmMoments(count, mean, squares)
-
-    def predict(self) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of each arm, both (*batch, 2); an arm not yet seen has the other's."""
-        total = self.count.sum(-1, keepdim=True)
-        overall = (self.count * self.mean).sum(-1, keepdim=True) / total.clamp_min(1)
-        pooled = self.squares.sum(-1, keepdim=True) / (total - 2).clamp_min(1)
-        pooled = torch.where((total > 2) & (pooled > 0), pooled, 1.0)
-        variance = (self.squares + _PRIOR_UNITS * pooled) / ((self.count - 1).clamp_min(0) + _PRIOR_UNITS)
-        return torch.where(self.count > 0, self.mean, overall), variance.log()
 
 
 class NonContextualNeyman(TreatmentPolicy):
@@ -77,7 +50,7 @@ class NonContextualNeyman(TreatmentPolicy):
 
     def initial_state(self, batch_shape: Sequence[int] = ()) -> ArmMoments:
         """Moments of no units."""
-        return ArmMoments(*(torch.zeros(*batch_shape, 2, dtype=torch.float64) for _ in range(3)))
+        return ArmMoments.none(batch_shape)
 
     def update(self, state: ArmMoments, covariates: Tensor, arm: Tensor, outcome: Tensor) -> ArmMoments:
         """Moments with one more unit: covariates (*batch, d), arm (*batch), outcome (*batch)."""

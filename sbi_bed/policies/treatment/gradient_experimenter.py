@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ...utils.checks import check_count, check_positive
 from .base import StreamPredictions, TreatmentPolicy, neyman_propensity
-from .unit_features import UnitFeatures
+from .unit_features import OutcomeUnit, UnitFeatures
 
 __all__ = ["GradientExperimenter"]
 
@@ -42,6 +42,7 @@ class _Solution(NamedTuple):
 
 class _State(NamedTuple):
     units: Tensor  # (*batch, n, m + 3)
+    unit: OutcomeUnit
     solution: _Solution  # rows are arms
 
 
@@ -58,8 +59,8 @@ class GradientExperimenter(TreatmentPolicy):
         log_variance_scale: Prior sd of log σ_a²(x).
         covariate_low: Covariates lie roughly between these, a number or one for each.
         covariate_high: See `covariate_low`.
-        outcome_centre: What outcomes are roughly around.
-        outcome_scale: About the sd of an outcome.
+        outcome_centre: Location of outcomes. If None, the mean of the outcomes so far.
+        outcome_scale: Scale of outcomes. If None, their standard deviation within arms so far.
 
     Attributes:
         units: Features of a unit.
@@ -88,8 +89,8 @@ class GradientExperimenter(TreatmentPolicy):
         log_variance_scale: float = 1.5,
         covariate_low: float | Sequence[float] = 0.0,
         covariate_high: float | Sequence[float] = 1.0,
-        outcome_centre: float = 0.0,
-        outcome_scale: float = 1.0,
+        outcome_centre: float | None = None,
+        outcome_scale: float | None = None,
     ):
         super().__init__(
             covariate_dim=covariate_dim,
@@ -118,48 +119,52 @@ class GradientExperimenter(TreatmentPolicy):
 
     def initial_state(self, batch_shape: Sequence[int] = ()) -> _State:
         """No unit."""
-        units = self.log_sizes.new_zeros(*batch_shape, 0, len(self.units) + 3)
-        return _State(units, self._solve_arms(units))
+        return self._solve(torch.zeros(*batch_shape, 0, len(self.units) + 3, dtype=torch.float64))
 
     def update(self, state: _State, covariates: Tensor, arm: Tensor, outcome: Tensor) -> _State:
         """Descend anew with one more unit, at a cost of O(t)."""
-        unit = self.units.encode_unit(covariates.to(state.units), arm, outcome)
-        units = torch.cat([state.units, unit], -2)
-        return _State(units, self._solve_arms(units))
+        return self._solve(torch.cat([state.units, self.units.encode_unit(covariates, arm, outcome)], -2))
 
     def read(self, history: Tensor) -> _State:
         """All observed units of a history (*batch, T, d + 3)."""
-        units = self.units.encode(history.to(self.log_sizes))
-        return _State(units, self._solve_arms(units))
+        return self._solve(self.units.encode(history))
 
     def predict(self, state: _State, covariates: Tensor) -> tuple[Tensor, Tensor]:
         """Predictive mean and log variance; see `TreatmentPolicy`."""
         features = self.units.features(covariates.to(self.log_sizes)).unsqueeze(-2)
-        return self.units.rescale(*self._moments(state.solution, features))
+        return state.unit.rescale(*self._moments(state.solution, features))
 
     def along(self, history: Tensor, places: Tensor | None = None) -> StreamPredictions:
         """All units, or those at some places, side by side; see `TreatmentPolicy`."""
         places = torch.arange(history.shape[-2]) if places is None else places
-        units = self.units.encode(history.to(self.log_sizes))
-        arm, mask = units[..., -3], units[..., -1]
+        units = self.units.encode(history)
+        arm, outcome, mask = (part.unsqueeze(-2) for part in units[..., -3:].unbind(-1))
         before = (torch.arange(units.shape[-2], device=units.device) < places.to(units.device).unsqueeze(-1)).to(units)
-        weight = torch.stack([mask * (1 - arm), mask * arm], -2).unsqueeze(-3) * before.unsqueeze(-2)
-        solution = self._descend(units[..., :-3], units[..., -2], weight.flatten(-3, -2))
+        unit = self.units.outcome_unit(arm, outcome, mask * before)
+        weight = torch.stack([mask * (1 - arm), mask * arm], -2) * before.unsqueeze(-2)
+        standard = unit.standardise(outcome).repeat_interleave(2, -2)
+        solution = self._descend(units[..., :-3], standard, weight.flatten(-3, -2))
         solution = _Solution(*(part.unflatten(-2, (-1, 2)) for part in solution))
-        features = units[..., places, :-3].unsqueeze(-2)
-        mean, log_variance = self.units.rescale(*self._moments(solution, features))
+        features = units[..., places, :-3].to(self.log_sizes).unsqueeze(-2)
+        mean, log_variance = unit.rescale(*self._moments(solution, features))
         return StreamPredictions(neyman_propensity(log_variance, self.clip), mean, log_variance)
 
     # ---- descent
 
-    def _solve_arms(self, units: Tensor) -> _Solution:
-        arm, mask = units[..., -3], units[..., -1]
-        return self._descend(units[..., :-3], units[..., -2], torch.stack([mask * (1 - arm), mask * arm], -2))
+    def _solve(self, units: Tensor) -> _State:
+        arm, outcome, mask = units[..., -3:].unbind(-1)
+        unit = self.units.outcome_unit(arm, outcome, mask)
+        weight = torch.stack([mask * (1 - arm), mask * arm], -2)
+        return _State(units, unit, self._descend(units[..., :-3], unit.standardise(outcome).unsqueeze(-2), weight))
 
     def _descend(self, features: Tensor, outcome: Tensor, weight: Tensor) -> _Solution:
-        """Solutions (*batch, rows, m) for weights (*batch, rows, n) of units with features (*batch, n, m)."""
+        """Solutions (*batch, rows, m) for weights (*batch, rows, n) of units with features (*batch, n, m).
+
+        Outcomes are (*batch, rows, n) or (*batch, 1, n), in standard units; those of weight 0 are not used.
+        """
+        features, outcome, weight = (part.to(self.log_sizes) for part in (features, outcome * (weight > 0), weight))
         psi, chi = (features * log_sd.exp() for log_sd in self.log_sds)
-        psi_squared, outcome = psi.square(), outcome.unsqueeze(-2)
+        psi_squared = psi.square()
         z = u = last_z = last_u = features.new_zeros(*weight.shape[:-1], features.shape[-1])
         spread_u = 1 / (1 + 0.5 * weight @ chi.square())
         spread_z = torch.ones_like(z)

@@ -87,7 +87,7 @@ class MixtureOfExperimenters(TreatmentPolicy):
         scores = [log_score(e.mean, e.log_variance, arm, outcome) for e in self._answers(state, covariates)]
         pairs = zip(self._each(), state.experts, strict=True)
         states = tuple(expert.update(s, covariates, arm, outcome) for expert, s in pairs)
-        return _State(states, state.log_weights + torch.stack(scores, -1), [])
+        return _State(states, state.log_weights + _relative(scores), [])
 
     def gate(self, state: _State) -> Tensor:
         """Weight of each expert, (*batch, K), float64."""
@@ -124,7 +124,7 @@ class MixtureOfExperimenters(TreatmentPolicy):
     def _log_weights(self, history: Tensor, each: Sequence[StreamPredictions]) -> Tensor:
         """Weights before each unit and after the last, (*batch, T + 1, K), not normalised."""
         arm, outcome, mask = history[..., -3:].unbind(-1)
-        scores = torch.stack([log_score(e.mean, e.log_variance, arm, outcome) for e in each], -1)
+        scores = _relative([log_score(e.mean, e.log_variance, arm, outcome) for e in each])
         total = (scores * mask.double().unsqueeze(-1)).cumsum(-2)
         return self.log_prior + torch.cat([torch.zeros_like(total[..., :1, :]), total], -2)
 
@@ -149,6 +149,12 @@ def log_score(mean: Tensor | None, log_variance: Tensor | None, arm: Tensor, out
     mean, log_variance = (part.double().gather(-1, which).squeeze(-1) for part in (mean, log_variance))
     squares = (outcome.double() - mean).square() * (-log_variance).exp()
     return -0.5 * (math.log(2 * math.pi) + log_variance + squares)
+
+
+def _relative(scores: Sequence[Tensor]) -> Tensor:
+    """Scores (..., K) less the best one: the weights are the same, and large scores do not drown differences."""
+    stacked = torch.stack(list(scores), -1)
+    return stacked - stacked.amax(-1, keepdim=True)
 
 
 def _mixture_moments(

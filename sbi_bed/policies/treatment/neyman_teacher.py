@@ -7,6 +7,8 @@ far. From the posterior log σ_a²(x) ~ N(μ_a, s_a²), f_a(x) ~ N(m_a, c_a²), 
   term of the estimate;
 - "posterior": the posterior mean of σ_1 / (σ_1 + σ_0), by Gauss-Hermite quadrature over log σ_1² − log σ_0²;
 - "plug-in": the Neyman propensity at the posterior means of log σ_a².
+
+Binary outcomes have logistic series instead (`binary_beliefs`), v_a = p_a (1 − p_a) and the "predictive" rule.
 """
 
 from __future__ import annotations
@@ -20,18 +22,39 @@ import torch
 from torch import Tensor
 
 from ...utils.checks import check_count, check_positive
+from .arm_moments import ArmMoments
 from .base import TreatmentPolicy, check_units, neyman_propensity
+from .binary_beliefs import BinaryBeliefs, fit_binary_beliefs
 from .series_beliefs import SeriesBeliefs, fit_beliefs, prior_beliefs
-from .unit_features import UnitFeatures
+from .unit_features import OutcomeUnit, UnitFeatures
 
 __all__ = ["NeymanTeacher"]
 
 _RULES = ("predictive", "posterior", "plug-in")
+_SPACES = (None, "real", "binary")
+_FEWEST_FOR_BINARY = 8  # outcomes of two values that are taken for binary
+
+
+class _Binary(NamedTuple):
+    holds: Tensor  # whether outcomes are binary, (*batch)
+    unit: OutcomeUnit  # of outcomes that are 0 or 1 in standard units
+    beliefs: BinaryBeliefs  # of both arms, (2, *batch)
+
+    def predict(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Predictive mean and log variance of each arm, each (*sample, *batch), in standard units."""
+        return [BinaryBeliefs(*part).predict(features) for part in zip(*self.beliefs, strict=True)]
+
+
+class _Beliefs(NamedTuple):
+    unit: OutcomeUnit  # in which series have a prior of scale 1
+    series: SeriesBeliefs  # of both arms, (2, *batch)
+    binary: _Binary | None  # where some outcomes of the batch are binary
 
 
 class _State(NamedTuple):
-    units: Tensor  # features, arm, standardised outcome, mask, (*batch, n, m + 3)
-    beliefs: SeriesBeliefs  # of both arms, (2, *batch)
+    units: Tensor  # features, arm, outcome, mask, (*batch, n, m + 3)
+    moments: ArmMoments
+    beliefs: _Beliefs
     num_fitted: int
 
 
@@ -52,8 +75,12 @@ class NeymanTeacher(TreatmentPolicy):
         covariate_low: Covariates lie roughly between these, a number or one for each; for standard normal ones take
             ∓1.73. Beyond them series are mirrored, and random features go on.
         covariate_high: See `covariate_low`.
-        outcome_centre: What outcomes are roughly around.
-        outcome_scale: About the sd of an outcome.
+        outcome_centre: Location of outcomes. If None, the mean of the outcomes so far.
+        outcome_scale: Scale of outcomes. If None, the standard deviation within arms of the outcomes so far. Propensities
+            then do not depend on the unit of outcomes.
+        outcome_space: "binary" for outcomes 0 and 1, "real" for others. If None, outcomes are binary while they take
+            exactly two values.
+        logit_scale: Prior sd of the logit of P(Y = 1 | x), for binary outcomes.
 
     Covariates up to three have tensor products of cosines, more have linear functions and random features.
 
@@ -61,6 +88,7 @@ class NeymanTeacher(TreatmentPolicy):
         units: Features of a unit.
         mean_sd: Prior sds of the coefficients of f_a, (m,).
         log_variance_sd: Prior sds of the coefficients of log σ_a², (m,).
+        logit_sd: Prior sds of the coefficients of logits, for binary outcomes, (m,).
         nodes: Gauss–Hermite nodes of the integral over beliefs about a log-variance, (12,).
         node_weights: Their weights, (12,).
 
@@ -77,6 +105,7 @@ class NeymanTeacher(TreatmentPolicy):
     reads_mixed_masks = True
     mean_sd: Tensor
     log_variance_sd: Tensor
+    logit_sd: Tensor
     nodes: Tensor
     node_weights: Tensor
 
@@ -93,8 +122,10 @@ class NeymanTeacher(TreatmentPolicy):
         log_variance_scale: float = 1.5,
         covariate_low: float | Sequence[float] = 0.0,
         covariate_high: float | Sequence[float] = 1.0,
-        outcome_centre: float = 0.0,
-        outcome_scale: float = 1.0,
+        outcome_centre: float | None = None,
+        outcome_scale: float | None = None,
+        outcome_space: Literal["real", "binary"] | None = None,
+        logit_scale: float = 1.5,
     ):
         super().__init__(
             covariate_dim=covariate_dim,
@@ -110,17 +141,24 @@ class NeymanTeacher(TreatmentPolicy):
             covariate_high=covariate_high,
             outcome_centre=outcome_centre,
             outcome_scale=outcome_scale,
+            outcome_space=outcome_space,
+            logit_scale=logit_scale,
         )
         self.smoothness = check_positive(smoothness, "smoothness")
         self.burn_in, self.refit_every = check_count(burn_in, "burn_in", 0), check_count(refit_every, "refit_every")
         if rule not in _RULES:
             raise ValueError(f"rule must be one of {', '.join(map(repr, _RULES))}, got {rule!r}.")
         self.rule = rule
+        if outcome_space not in _SPACES:
+            raise ValueError(f"outcome_space must be 'real', 'binary' or None, got {outcome_space!r}.")
+        self.outcome_space = outcome_space
         scaling = (num_functions, covariate_low, covariate_high, outcome_centre, outcome_scale)
         self.units = UnitFeatures(covariate_dim, self.smoothness, *scaling)
         mean_sd, log_variance_sd = self.units.prior_sds(self.smoothness, mean_scale, log_variance_scale)
         self.register_buffer("mean_sd", mean_sd, persistent=False)
         self.register_buffer("log_variance_sd", log_variance_sd, persistent=False)
+        logit_sd = self.units.basis.sd(self.smoothness, check_positive(logit_scale, "logit_scale"))
+        self.register_buffer("logit_sd", logit_sd, persistent=False)
         nodes, weights = np.polynomial.hermite_e.hermegauss(12)
         self.register_buffer("nodes", torch.from_numpy(nodes), persistent=False)
         self.register_buffer("node_weights", torch.from_numpy(weights / weights.sum()), persistent=False)
@@ -131,64 +169,110 @@ class NeymanTeacher(TreatmentPolicy):
         """Prior beliefs."""
         shape = tuple(batch_shape)
         units = self.mean_sd.new_zeros(*shape, 0, len(self.units) + 3)
-        return _State(units, prior_beliefs(self.mean_sd, self.log_variance_sd, (2, *shape)), 0)
+        unit = self.units.outcome_unit(*units[..., -3:].unbind(-1))
+        beliefs = prior_beliefs(self.mean_sd, self.log_variance_sd, (2, *shape))
+        return _State(units, ArmMoments.none(shape), _Beliefs(unit, beliefs, None), 0)
 
     def update(self, state: _State, covariates: Tensor, arm: Tensor, outcome: Tensor) -> _State:
         """Beliefs after one more unit, if it is time to refit."""
-        unit = self.units.encode_unit(covariates.double(), arm, outcome)
-        units = torch.cat([state.units, unit], -2)
+        unit = self.units.encode_unit(covariates, arm, outcome)
+        units, moments = torch.cat([state.units, unit], -2), state.moments.with_unit(arm, outcome)
         if units.shape[-2] - state.num_fitted < self.refit_every:
-            return _State(units, state.beliefs, state.num_fitted)
-        return _State(units, self._fit(units), units.shape[-2])
+            return _State(units, moments, state.beliefs, state.num_fitted)
+        return _State(units, moments, self._fit(units), units.shape[-2])
 
     def read(self, history: Tensor) -> _State:
         """Beliefs from all observed units of a history (*batch, T, d + 3)."""
-        units = self.units.encode(history.double())
+        units = self.units.encode(history)
         if units.shape[-2] == 0:
             return self.initial_state(units.shape[:-2])
-        return _State(units, self._fit(units), units.shape[-2])
+        return _State(units, ArmMoments.of(*units[..., -3:].unbind(-1)), self._fit(units), units.shape[-2])
 
     # ---- what follows from beliefs
 
     def predict(self, state: _State, covariates: Tensor) -> tuple[Tensor, Tensor]:
-        """Predictive mean and log variance, what is not known about both included; see `TreatmentPolicy`."""
+        """Predictive mean and log variance, with the uncertainty about both; see `TreatmentPolicy`.
+
+        While outcomes do not vary, or before the first fit, these are the arms' means and variances so far.
+        """
         mean, mean_variance, log_variance, spread = self._moments(state, covariates)
         total = torch.logaddexp(log_variance + 0.5 * spread, mean_variance.log())
-        return self.units.rescale(mean, total)
+        beliefs = state.beliefs
+        mean, total = beliefs.unit._replace(moments=state.moments).rescale(mean, total)
+        if beliefs.binary is None:
+            return mean, total
+        features = self.units.features(covariates.double())
+        share, log_noise = (torch.stack(arms, -1) for arms in zip(*beliefs.binary.predict(features), strict=True))
+        share, log_noise = beliefs.binary.unit.rescale(share, log_noise)
+        which = beliefs.binary.holds.unsqueeze(-1)
+        return torch.where(which, share, mean), torch.where(which, log_noise, total)
 
     def propensity(self, state: _State, covariates: Tensor) -> Tensor:
-        """Probability of arm 1 by the rule; ½ in the burn-in."""
-        if self.rule == "predictive":
-            propensity = neyman_propensity(self.predict(state, covariates)[1], self.clip)
-        else:
+        """Probability of arm 1 by the rule; ½ in the burn-in and before the first fit."""
+        propensity = neyman_propensity(self.predict(state, covariates)[1], self.clip)
+        if self.rule != "predictive":
             _, _, log_variance, spread = self._moments(state, covariates)
             ratio = log_variance[..., 1] - log_variance[..., 0]
             if self.rule == "posterior":
                 ratio = ratio.unsqueeze(-1) + spread.sum(-1, keepdim=True).sqrt() * self.nodes
-                propensity = (torch.sigmoid(0.5 * ratio) @ self.node_weights).clamp(self.clip, 1 - self.clip)
+                by_rule = (torch.sigmoid(0.5 * ratio) @ self.node_weights).clamp(self.clip, 1 - self.clip)
             else:
-                propensity = torch.sigmoid(0.5 * ratio).clamp(self.clip, 1 - self.clip)
-        return torch.where(state.units[..., -1].sum(-1) < self.burn_in, 0.5, propensity)
+                by_rule = torch.sigmoid(0.5 * ratio).clamp(self.clip, 1 - self.clip)
+            binary = state.beliefs.binary
+            propensity = by_rule if binary is None else torch.where(binary.holds, propensity, by_rule)
+        too_early = state.units[..., -1].sum(-1) < (self.burn_in if state.num_fitted else math.inf)
+        return torch.where(too_early, 0.5, propensity)
 
     def log_evidence(self, history: Tensor) -> Tensor:
         """log p(outcomes | covariates, arms) of a history (*batch, T, d + 3) under the prior, (*batch), float64, nats.
 
-        By Laplace's method, the coefficients of the means integrated out exactly.
+        By Laplace's method; coefficients of means are integrated out exactly. The prior has the location and scale of
+        outcomes that were given, or those of the history.
 
         Raises:
             ValueError: If the history has another width or is not finite, or arms or mask are not 0 and 1.
         """
         history = check_units(history, self.covariate_dim).double()
-        scale = history[..., -1].sum(-1) * math.log(self.units.outcome_scale)
-        return self.read(history).beliefs.log_evidence.sum(0) - scale
+        beliefs = self.read(history).beliefs
+        evidence = beliefs.series.log_evidence.sum(0) - history[..., -1].sum(-1) * beliefs.unit.scale.log()
+        if beliefs.binary is None:
+            return evidence
+        return torch.where(beliefs.binary.holds, beliefs.binary.beliefs.log_evidence.sum(0), evidence)
 
-    def _fit(self, units: Tensor) -> SeriesBeliefs:
+    def _fit(self, units: Tensor) -> _Beliefs:
         features, arm, outcome, mask = units[..., :-3], *units[..., -3:].unbind(-1)
         weight = torch.stack([mask * (1 - arm), mask * arm])
-        return fit_beliefs(features, outcome.expand_as(weight), weight, self.mean_sd, self.log_variance_sd)
+        unit = self.units.outcome_unit(arm, outcome, mask)
+        standard = (unit.standardise(outcome) * mask).expand_as(weight)
+        series = fit_beliefs(features, standard, weight, self.mean_sd, self.log_variance_sd)
+        return _Beliefs(unit, series, self._fit_binary(features, outcome, mask, weight))
+
+    def _fit_binary(self, features: Tensor, outcome: Tensor, mask: Tensor, weight: Tensor) -> _Binary | None:
+        """Beliefs about binary outcomes, where outcomes are binary."""
+        seen = mask > 0
+        if self.outcome_space == "binary":
+            wrong = seen & (outcome != 0) & (outcome != 1)
+            if wrong.any():
+                raise ValueError(f"binary outcomes are 0 or 1, got {float(outcome[wrong][0]):g}.")
+            low, high = torch.zeros_like(mask[..., 0]), torch.ones_like(mask[..., 0])
+            holds = torch.ones_like(low, dtype=torch.bool)
+        else:
+            low = torch.where(seen, outcome, torch.inf).amin(-1)
+            high = torch.where(seen, outcome, -torch.inf).amax(-1)
+            at_ends = (outcome == low.unsqueeze(-1)) | (outcome == high.unsqueeze(-1)) | ~seen
+            holds = at_ends.all(-1) & (high > low) & (seen.sum(-1) >= _FEWEST_FOR_BINARY)
+            if self.outcome_space == "real" or not bool(holds.any()):
+                return None
+            low, high = torch.where(holds, low, 0.0), torch.where(holds, high, 1.0)
+        ones = (outcome == high.unsqueeze(-1)).double().expand_as(weight)
+        return _Binary(
+            holds,
+            OutcomeUnit(low, high - low, holds, ArmMoments.none(low.shape)),
+            fit_binary_beliefs(features, ones, weight, self.logit_sd),
+        )
 
     def _moments(self, state: _State, covariates: Tensor) -> list[Tensor]:
-        """Posterior means and variances of f_a and of log σ_a², each (*sample, *batch, 2)."""
+        """Posterior means and variances of f_a and of log σ_a², each (*sample, *batch, 2), in standard units."""
         features = self.units.features(covariates.double())
-        per_arm = [SeriesBeliefs(*part).moments(features) for part in zip(*state.beliefs, strict=True)]
+        per_arm = [SeriesBeliefs(*part).moments(features) for part in zip(*state.beliefs.series, strict=True)]
         return [torch.stack(arms, -1) for arms in zip(*per_arm, strict=True)]

@@ -1,19 +1,61 @@
-"""Units as numbers for series: features of the covariates, the arm, and the outcome in standard units."""
+"""Units as numbers for series: features of the covariates, the arm, and the outcome in standard units.
+
+Series have priors of scale one, so outcomes are standardised: (y − c) / s. If the user does not say c or s, they are the
+mean and the standard deviation within arms of the outcomes so far. A policy then proposes the same for y, 1000 y + 7 and
+y / 1000. It still sees outcomes before the unit alone, so inference stays valid.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...simulators.treatment.function_basis import CosineSeries, RandomFeatures
 from ...utils.checks import as_finite_tensor, check_positive
+from .arm_moments import ArmMoments
 
-__all__ = ["UnitFeatures"]
+__all__ = ["OutcomeUnit", "UnitFeatures"]
 
 _MOST_COSINE_DIMS = 3
+_ROUNDING = 1e-10  # a spread below this share of the outcomes' size is rounding
+
+
+class OutcomeUnit(NamedTuple):
+    """Location and scale of outcomes.
+
+    Attributes:
+        centre: Location, (*batch).
+        scale: Scale, (*batch), positive; 1 where it is not known.
+        known: Whether the scale is known, (*batch).
+        moments: Of the arms, for predictions where it is not.
+    """
+
+    centre: Tensor
+    scale: Tensor
+    known: Tensor
+    moments: ArmMoments
+
+    def for_rows(self) -> OutcomeUnit:
+        """The same for several units of each experiment: everything has one more dimension, (*batch, 1)."""
+        centre, scale, known = (part.unsqueeze(-1) for part in self[:3])
+        return OutcomeUnit(centre, scale, known, ArmMoments(*(part.unsqueeze(-2) for part in self.moments)))
+
+    def standardise(self, outcome: Tensor) -> Tensor:
+        """Outcomes (*batch, n) in standard units; 0 where there is no scale yet."""
+        return (outcome - self.centre.unsqueeze(-1)) / self.scale.unsqueeze(-1) * self.known.unsqueeze(-1)
+
+    def rescale(self, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and log variances (*sample, *batch, 2), given in standard units, in the outcome's own unit.
+
+        Where there is no scale yet they are those of the arms so far.
+        """
+        centre, scale, known = (part.unsqueeze(-1) for part in (self.centre, self.scale, self.known))
+        plain = self.moments.predict()
+        mean = torch.where(known, mean * scale + centre, plain[0])
+        return mean, torch.where(known, log_variance + 2 * scale.log(), plain[1])
 
 
 class UnitFeatures(nn.Module):
@@ -25,8 +67,8 @@ class UnitFeatures(nn.Module):
         num_functions: Number m of features; if None 10 for one covariate, 30 for two or three, 30 + 2 d for more.
         covariate_low: Covariates lie roughly between these, a number or one for each.
         covariate_high: See `covariate_low`.
-        outcome_centre: What outcomes are roughly around.
-        outcome_scale: About the sd of an outcome.
+        outcome_centre: Location of outcomes; the mean so far if None.
+        outcome_scale: Scale of outcomes; their standard deviation within arms so far if None.
 
     Raises:
         ValueError: If a range is empty or a scale not positive.
@@ -42,8 +84,8 @@ class UnitFeatures(nn.Module):
         num_functions: int | None = None,
         covariate_low: float | Sequence[float] = 0.0,
         covariate_high: float | Sequence[float] = 1.0,
-        outcome_centre: float = 0.0,
-        outcome_scale: float = 1.0,
+        outcome_centre: float | None = None,
+        outcome_scale: float | None = None,
     ):
         super().__init__()
         if covariate_dim <= _MOST_COSINE_DIMS:
@@ -55,10 +97,16 @@ class UnitFeatures(nn.Module):
             raise ValueError(f"covariate_high must be above covariate_low, got {covariate_high} and {covariate_low}.")
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("width", high - low, persistent=False)
-        self.outcome_centre, self.outcome_scale = float(outcome_centre), check_positive(outcome_scale, "outcome_scale")
+        self.outcome_centre = None if outcome_centre is None else float(outcome_centre)
+        self.outcome_scale = None if outcome_scale is None else check_positive(outcome_scale, "outcome_scale")
 
     def __len__(self) -> int:
         return len(self.basis)
+
+    @property
+    def knows_unit(self) -> bool:
+        """Whether location and scale of outcomes are given."""
+        return self.outcome_centre is not None and self.outcome_scale is not None
 
     def prior_sds(self, smoothness: float, mean_scale: float, log_variance_scale: float) -> tuple[Tensor, Tensor]:
         """Prior sds of the coefficients of f_a and of log σ_a², (m,) each.
@@ -75,17 +123,36 @@ class UnitFeatures(nn.Module):
         return self.basis.features((covariates - self.low.to(covariates)) / self.width.to(covariates))
 
     def encode(self, history: Tensor) -> Tensor:
-        """Features (m), arm, standardised outcome and mask, (..., m + 3), of units (..., d + 3)."""
+        """Features (m), arm, outcome in its own unit and mask, (..., m + 3), float64, of units (..., d + 3)."""
+        history = history.double()
         arm, outcome, mask = history[..., -3:].split(1, -1)
-        outcome = (outcome - self.outcome_centre) / self.outcome_scale * mask
-        return torch.cat([self.features(history[..., :-3]), arm, outcome, mask], -1)
+        return torch.cat([self.features(history[..., :-3]), arm, outcome * mask, mask], -1)
 
     def encode_unit(self, covariates: Tensor, arm: Tensor, outcome: Tensor) -> Tensor:
         """The same, (..., 1, m + 3), of one observed unit: covariates (..., d), arm (...), outcome (...)."""
-        arm, outcome = arm.to(covariates), outcome.to(covariates)
+        arm, outcome = arm.double(), outcome.double()
         rest = torch.stack([arm, outcome, torch.ones_like(outcome)], -1)
-        return self.encode(torch.cat([covariates, rest], -1)).unsqueeze(-2)
+        return self.encode(torch.cat([covariates.double(), rest], -1)).unsqueeze(-2)
 
-    def rescale(self, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance in the outcome's own units, of those in standard units."""
-        return mean * self.outcome_scale + self.outcome_centre, log_variance + 2 * math.log(self.outcome_scale)
+    def outcome_unit(self, arm: Tensor, outcome: Tensor, weight: Tensor) -> OutcomeUnit:
+        """Location and scale: what was given, else from outcomes (*batch, n) whose weight is 1, in arms (*batch, n).
+
+        While outcomes do not vary there is no scale.
+        """
+        arm, outcome, weight = torch.broadcast_tensors(arm, outcome, weight)
+        count, moments = weight.sum(-1), ArmMoments.of(arm, outcome, weight)
+        if self.outcome_centre is None:
+            centre = (weight * outcome).sum(-1) / count.clamp_min(1)
+        else:
+            centre = torch.full_like(count, self.outcome_centre)
+        if self.outcome_scale is not None:
+            known = torch.ones_like(count, dtype=torch.bool) if self.knows_unit else count > 0
+            return OutcomeUnit(centre, torch.full_like(count, self.outcome_scale), known, moments)
+        freedom = count - (moments.count > 0).sum(-1)
+        within = (moments.squares.sum(-1) / freedom.clamp_min(1)).sqrt()
+        overall = (weight * (outcome - centre.unsqueeze(-1)).square()).sum(-1)
+        overall = (overall / (count - 1).clamp_min(1)).sqrt()
+        size = (weight * outcome).abs().amax(-1) if outcome.shape[-1] else centre.abs()
+        scale = torch.where(within > _ROUNDING * size, within, overall)
+        known = scale > _ROUNDING * size
+        return OutcomeUnit(centre, torch.where(known, scale, 1.0), known, moments)

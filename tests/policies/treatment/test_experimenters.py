@@ -11,6 +11,7 @@ from sbi_bed.policies import (
     GradientExperimenter,
     MixtureOfExperimenters,
     NeymanTeacher,
+    NonContextualNeyman,
     StaticPolicy,
     TreatmentPolicy,
     load_policy,
@@ -151,11 +152,58 @@ def test_a_policy_of_ones_own(tmp_path):
     assert isinstance(load_policy(tmp_path / "policy", policy_class=Tiny), Tiny)
 
 
+@pytest.mark.parametrize(("factor", "shift"), [(1000.0, 7.0), (1e-3, 0.0), (-2.5, 300.0)])
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("kind", [*KINDS, "arms' variances"])
+@torch.no_grad()
+def test_the_unit_of_outcomes_changes_nothing(kind, binary, factor, shift):
+    """The same propensities for y and factor · y + shift, live and all at once; predictions follow the unit."""
+    if factor < 0 and kind in ("transformer", "mixture of nets"):
+        factor = -factor  # an untrained net need not be symmetric
+    build = {**KINDS, "arms' variances": NonContextualNeyman}[kind]
+    policy, history = build(1), some_units(26, 1, (2,)).double()
+    if binary:
+        history[..., 2] = (history[..., 2] > 0.5).double()
+    other = history.clone()
+    other[..., 2] = factor * history[..., 2] + shift
+    first, second = policy.along(history), policy.along(other)
+    torch.testing.assert_close(second.propensity.double(), first.propensity.double(), rtol=0, atol=2e-4)
+    assert (first.propensity - 0.5).abs().max() > 0.01
+    known = slice(12, None)  # with a unit or two there is nothing to learn a scale from
+    size = abs(factor)
+    torch.testing.assert_close(
+        (second.mean[:, known] - shift).double() / factor, first.mean[:, known].double(), rtol=0, atol=1e-3
+    )
+    log_variance = second.log_variance[:, known].double() - 2 * math.log(size)
+    torch.testing.assert_close(log_variance, first.log_variance[:, known].double(), rtol=0, atol=1e-3)
+    state, other_state = policy.initial_state((2,)), policy.initial_state((2,))
+    for unit, other_unit in zip(history.unbind(1), other.unbind(1), strict=True):
+        x = unit[:, :1]
+        found = policy.propensity(other_state, x)
+        torch.testing.assert_close(found.double(), policy.propensity(state, x).double(), rtol=0, atol=2e-4)
+        state = policy.update(state, x, unit[:, 1], unit[:, 2])
+        other_state = policy.update(other_state, x, other_unit[:, 1], other_unit[:, 2])
+
+
+@torch.no_grad()
+def test_a_given_unit_of_outcomes_is_used():
+    history, x = some_units(40, 1, ()).double(), torch.tensor([0.3]).double()
+    for build in (NeymanTeacher, GradientExperimenter, ExperimenterTransformer):
+        torch.manual_seed(0)
+        plain = build(1, outcome_centre=0.0, outcome_scale=1.0)
+        torch.manual_seed(0)
+        scaled = build(1, outcome_centre=7.0, outcome_scale=1000.0)
+        other = history.clone()
+        other[:, 2] = 1000 * history[:, 2] + 7
+        close(plain(history, x), scaled(other, x))
+        assert (plain(other, x) - plain(history, x)).abs() > 1e-3
+
+
 @torch.no_grad()
 def test_gradient_descent_converges_to_the_ridge_solution():
     """With noise that is known to have variance 1 the mean's coefficients are those of a ridge regression."""
     history = some_units(80, 1, ())
-    policy = GradientExperimenter(1, 1.5, num_layers=150, log_variance_scale=1e-4).double()
+    policy = GradientExperimenter(1, 1.5, 150, log_variance_scale=1e-4, outcome_centre=0.0, outcome_scale=1.0).double()
     solution = policy.read(history.double()).solution
     features = policy.units.features(history[:, :1].double())
     for arm in (0, 1):

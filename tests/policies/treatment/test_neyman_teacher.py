@@ -6,10 +6,11 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from sbi_bed.policies import NeymanTeacher
+from sbi_bed.policies import CoinFlip, NeymanTeacher
 from sbi_bed.policies.treatment.base import neyman_propensity
-from sbi_bed.simulators import TreatmentStream
+from sbi_bed.simulators import TreatmentProblem, TreatmentStream, assign_stream, binary_outcomes
 
+UNIT = {"outcome_centre": 0.0, "outcome_scale": 1.0}
 ALMOST_KNOWN = 1e-4  # a log_variance_scale with which the noise is known to have variance 1
 
 
@@ -42,7 +43,7 @@ def test_units_that_are_not_observed_and_the_batch_change_nothing():
 
 
 def test_with_known_noise_beliefs_are_those_of_a_bayesian_regression():
-    history, teacher = some_units(60), NeymanTeacher(1, 1.5, log_variance_scale=ALMOST_KNOWN)
+    history, teacher = some_units(60), NeymanTeacher(1, 1.5, log_variance_scale=ALMOST_KNOWN, **UNIT)
     x = torch.rand(1)
     mean, log_variance = teacher.predict(teacher.read(history), x)
     features, next_one = (teacher.units.features(part.double()) for part in (history[:, :1], x))
@@ -63,7 +64,7 @@ def test_with_known_noise_beliefs_are_those_of_a_bayesian_regression():
 @pytest.mark.parametrize("num", [6, 60])
 def test_evidence_is_near_the_integral_over_the_noise(num):
     """Without covariates what is left is one integral for each arm; Laplace's error falls as 1/n."""
-    history, teacher = some_units(num, 0, seed=1), NeymanTeacher(0, log_variance_scale=1.5, mean_scale=1.0)
+    history, teacher = some_units(num, 0, seed=1), NeymanTeacher(0, log_variance_scale=1.5, mean_scale=1.0, **UNIT)
     total = 0.0
     for arm in (0, 1):
         y = history[history[:, 0] == arm, 1].numpy()
@@ -82,13 +83,75 @@ def test_evidence_and_predictions_follow_the_units_of_outcome_and_covariates():
     history = some_units(50)
     other = history * torch.tensor([4.0, 1.0, 100.0, 1.0]) + torch.tensor([-1.0, 0.0, 7.0, 0.0])
     scaled = NeymanTeacher(1, covariate_low=-1.0, covariate_high=3.0, outcome_centre=7.0, outcome_scale=100.0)
-    plain, x = NeymanTeacher(1), torch.tensor([0.3]).double()
+    plain, x = NeymanTeacher(1, **UNIT), torch.tensor([0.3]).double()
     torch.testing.assert_close(plain(history, x), scaled(other, 4 * x - 1))
     torch.testing.assert_close(plain.log_evidence(history) - 50 * math.log(100), scaled.log_evidence(other))
     mean, log_variance = plain.predict(plain.read(history), x)
     found = scaled.predict(scaled.read(other), 4 * x - 1)
     torch.testing.assert_close(found[0], 100 * mean + 7)
     torch.testing.assert_close(found[1], log_variance + 2 * math.log(100))
+
+
+def binary_units(num, seed=0, values=(0.0, 1.0)):
+    history = some_units(num, seed=seed)
+    share = torch.where(history[:, 1] > 0, 0.2 + 0.6 * history[:, 0], 0.05 + 0.2 * history[:, 0])
+    ones = torch.rand(num, generator=torch.Generator().manual_seed(seed + 1)).double() < share
+    history[:, 2] = torch.where(ones, values[1], values[0])
+    return history
+
+
+def test_binary_beliefs_are_near_the_integral_over_the_logit():
+    """Without covariates what is left is one integral for each arm."""
+    history, teacher = binary_units(60)[:, 1:], NeymanTeacher(0, outcome_space="binary", logit_scale=1.5)
+    rate = (float(history[:, 1].sum()) + 0.5) / (len(history) + 1)
+    centre, total = math.log(rate / (1 - rate)), 0.0
+    mean, log_variance = teacher.predict(teacher.read(history), torch.zeros(0))
+    for arm in (0, 1):
+        y = history[history[:, 0] == arm, 1].numpy()
+
+        def integrand(w, extra=0.0, y=y):
+            p = 1 / (1 + math.exp(-centre - w))
+            log_density = y.sum() * math.log(p) + (len(y) - y.sum()) * math.log(1 - p)
+            return math.exp(log_density) * stats.norm.pdf(w, scale=1.5) * p**extra
+
+        evidence = integrate.quad(integrand, -9, 9, epsabs=0)[0]
+        expected = integrate.quad(lambda w, f=integrand: f(w, 1.0), -9, 9, epsabs=0)[0] / evidence
+        total += math.log(evidence)
+        assert float(mean[arm]) == pytest.approx(expected, abs=0.02)
+        assert float(log_variance[arm].exp()) == pytest.approx(float(mean[arm] * (1 - mean[arm])))
+    assert float(teacher.log_evidence(history)) == pytest.approx(total, abs=0.1)
+
+
+def test_two_values_are_binary_until_there_is_a_third():
+    history, x = binary_units(60, values=(3.0, 5.0)), torch.tensor([0.8])
+    told = history.clone()
+    told[:, 2] = (history[:, 2] - 3) / 2
+    torch.testing.assert_close(NeymanTeacher(1)(history, x), NeymanTeacher(1, outcome_space="binary")(told, x))
+    assert abs(float(NeymanTeacher(1)(history, x) - NeymanTeacher(1, outcome_space="real")(history, x))) > 1e-3
+    history[-1, 2] = 4.0
+    assert float(NeymanTeacher(1)(history, x)) == float(NeymanTeacher(1, outcome_space="real")(history, x))
+    with pytest.raises(ValueError, match="binary outcomes are 0 or 1, got 3"):
+        NeymanTeacher(1, outcome_space="binary")(history, x)
+    with pytest.raises(ValueError, match="outcome_space must be 'real', 'binary' or None, got 'counts'"):
+        NeymanTeacher(1, outcome_space="counts")
+
+
+@pytest.mark.parametrize("shares", [(0.05, 0.2, 0.2, 0.6), (0.02, 0.02, 0.1, 0.1)])
+def test_on_binary_outcomes_the_teacher_is_better_than_a_coin(shares):
+    low, slope, other, other_slope = shares
+
+    def moments(x):
+        p = torch.cat([low + slope * x, other + other_slope * x], -1)
+        return p, p * (1 - p)
+
+    nodes = (torch.arange(100).double().unsqueeze(-1) + 0.5) / 100
+    problem = TreatmentProblem(lambda n: torch.rand(n, 1).double(), moments, nodes, binary_outcomes, (60,))
+    problem.draw_covariates = lambda n: torch.rand(60, n, 1).double()
+    regret, coin = (
+        assign_stream(problem, policy, 150, seed=0).regret.mean(-1) / problem.bound
+        for policy in (NeymanTeacher(1), CoinFlip(1))
+    )
+    assert float(regret.mean()) + 3 * float(regret.std()) / 60**0.5 < float(coin.mean())
 
 
 def test_right_smoothness_has_the_higher_evidence():
