@@ -7,7 +7,7 @@ import importlib.util
 
 import pytest
 
-NEEDED = {"power_scaling_by_importance": "arviz", "to_arviz": "arviz"}  # public name → package that its example needs
+NEEDED = {"to_arviz": "arviz"}  # public name → package that its example needs
 
 
 def pytest_runtest_setup(item):

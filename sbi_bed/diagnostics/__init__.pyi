@@ -16,7 +16,8 @@ from .models.recovery import (
 )
 from .sensitivity.data_sensitivity import DataSensitivity, data_sensitivity
 from .sensitivity.power_scaling import PowerScaling, power_scaling_by_importance
-from .sensitivity.prior_sensitivity import ModelSensitivity, PriorSensitivity, prior_sensitivity
+from .sensitivity.prior_sensitivity import prior_sensitivity
+from .sensitivity.prior_sensitivity_results import ModelSensitivity, PriorSensitivity
 from .sensitivity.simulation_gap import SimulationGap, simulation_gap
 from .treatment.replay import TrialReplay, replay_trial
 from .treatment.report import TreatmentReport, gate_weights, treatment_report, treatment_table

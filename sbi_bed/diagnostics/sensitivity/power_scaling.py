@@ -4,10 +4,9 @@ With a component c(θ), p(θ) or p(x | θ), raised to the power γ, draws of the
 
     w(θ) ∝ c(θ)^{γ − 1},
 
-The largest weights are smoothed by a generalised Pareto distribution. Its shape k̂ says whether weights are reliable: they
-are if k̂ < min(1 − 1/log₁₀ S, 0.7) with S draws (Kallioinen et al. 2024, Statistics and Computing 34:57; Vehtari et al. 2024,
-JMLR 25). The input is draws and log c up to a constant; for a neural posterior q, log p(x | θ) = log q(θ | x) − log p(θ) +
-const.
+The largest weights are smoothed, and their Pareto k̂ says whether the weights are reliable (`pareto_smoothing.py`;
+Kallioinen et al. 2024, Statistics and Computing 34:57). The input is draws and log c up to a constant; for a neural
+posterior q, log p(x | θ) = log q(θ | x) − log p(θ) + const.
 
 The method works close to γ = 1. It fails if the posterior at γ reaches beyond the draws, most often for small γ and a prior
 that is narrower than the likelihood; k̂ shows this. A net with γ as its context (`ContextNPE`) has no such limit.
@@ -15,16 +14,14 @@ that is narrower than the likelihood; k̂ shows this. A net with γ as its conte
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ...utils.arviz import import_arviz
 from ...utils.checks import as_finite_tensor
+from .pareto_smoothing import largest_pareto_k, smoothed_weights
 
 __all__ = ["PowerScaling", "power_scaling_by_importance"]
 
@@ -56,7 +53,7 @@ class PowerScaling:
     @property
     def largest_pareto_k(self) -> float:
         """min(1 − 1/log₁₀ S, 0.7)."""
-        return min(1 - 1 / math.log10(self.num_samples), 0.7)
+        return largest_pareto_k(self.num_samples)
 
     @property
     def reliable(self) -> Tensor:
@@ -79,7 +76,6 @@ def power_scaling_by_importance(theta: Any, log_component: Any, gamma: Any) -> P
         gamma: Powers, positive, (G,).
 
     Raises:
-        ImportError: If ArviZ is not installed.
         ValueError: If shapes do not fit, a number is not finite, or a power not positive.
 
     Example:
@@ -94,7 +90,6 @@ def power_scaling_by_importance(theta: Any, log_component: Any, gamma: Any) -> P
         >>> bool(((found.sd[:, 0] - (1 + gamma) ** -0.5).abs() < 0.05).all())  # the exact ones
         True
     """
-    arviz = import_arviz("power_scaling_by_importance")
     theta, log_component, gamma = (
         as_finite_tensor(value, name).detach().double().cpu()
         for value, name in ((theta, "theta"), (log_component, "log_component"), (gamma, "gamma"))
@@ -109,8 +104,8 @@ def power_scaling_by_importance(theta: Any, log_component: Any, gamma: Any) -> P
     rows, shapes = [], []
     for power in gamma.tolist():
         log_weights = (power - 1) * (log_component - log_component.mean())
-        smoothed, shape = _smoothed(arviz, log_weights.numpy())
-        rows.append(torch.as_tensor(smoothed, dtype=torch.float64).log_softmax(-1).exp())
+        weights_of_power, shape = smoothed_weights(log_weights)
+        rows.append(weights_of_power)
         shapes.append(shape)
     weights = torch.stack(rows)
     mean = weights @ theta
@@ -126,10 +121,3 @@ def power_scaling_by_importance(theta: Any, log_component: Any, gamma: Any) -> P
         theta.std(0),
         len(theta),
     )
-
-
-def _smoothed(arviz: Any, log_weights: np.ndarray) -> tuple[np.ndarray, float]:
-    if np.ptp(log_weights) < 1e-12:
-        return np.zeros_like(log_weights), -math.inf
-    smoothed, shape = arviz.psislw(log_weights)
-    return np.asarray(smoothed), float(shape)

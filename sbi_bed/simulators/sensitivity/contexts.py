@@ -209,20 +209,25 @@ class Contexts:
             raise ValueError(f"a context consists of {tuple(self.parts)}, got {tuple(values)}.")
         return self.check_inside(torch.cat([part.encode(values[name], name) for name, part in self.parts.items()], -1))
 
-    def check_inside(self, context: Any) -> Tensor:
+    def check_inside(self, context: Any, name: str = "context") -> Tensor:
         """Return contexts (..., C) as a float32 tensor if they lie inside the range of training.
+
+        Args:
+            context: The contexts.
+            name: Name of the argument, for an error.
 
         Raises:
             ValueError: If a value is not finite or outside its range, or the number of values is wrong.
         """
-        context = as_finite_tensor(context, "context", self.dim).float()
-        for name, part in self.split(context).items():
-            kind = self.parts[name]
+        context = as_finite_tensor(context, name, self.dim).float()
+        argument = "" if name == "context" else f"{name}: "
+        for part_name, part in self.split(context).items():
+            kind = self.parts[part_name]
             outside = kind.outside(part)
             if bool(outside.any()):
                 *row, column = outside.nonzero()[0].tolist()
                 raise ValueError(
-                    f"{kind.columns(name)[column]} = {part[(*row, column)].item():g}"
+                    f"{argument}{kind.columns(part_name)[column]} = {part[(*row, column)].item():g}"
                     f"{f' at index {tuple(row)}' if row else ''} lies outside what the net was trained on, {kind.in_words()}"
                     ": choose a value inside, or train with wider contexts."
                 )

@@ -5,8 +5,6 @@ import torch
 
 from sbi_bed.diagnostics import power_scaling_by_importance
 
-pytest.importorskip("arviz")
-
 
 def linear_gaussian(prior_sd, x, num=20000, gamma=1.0):
     """Draws of theta ~ N(0, prior_sd²/γ) given x ~ N(theta, 1), their log prior (γ = 1), and exact moments at γ."""
