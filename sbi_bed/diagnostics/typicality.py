@@ -182,7 +182,7 @@ def _same_size_p_values(
     simulated.learn(reference_mask)
     found = p_value.clone()
     for row in simulated.is_outside(mask).nonzero().flatten().tolist():
-        cut = _cut_to(reference_x, mask[row])
+        cut = cut_to_mask(reference_x, mask[row])
         found[row] = torch.nan
         if len(cut) >= 2 * _FEWEST:
             pairs = [(member.summary(x[row : row + 1]), member.summary(cut)) for member in members]
@@ -191,7 +191,7 @@ def _same_size_p_values(
     return found
 
 
-def _cut_to(reference_x: Tensor, mask: Tensor) -> Tensor:
+def cut_to_mask(reference_x: Tensor, mask: Tensor) -> Tensor:
     """Simulated sets that were observed wherever a mask (*levels) is 1, and are then without observations elsewhere."""
     for level, size in enumerate(reference_x.shape[1:-1]):
         missing = size - mask.shape[level]

@@ -14,9 +14,10 @@ each model. If the data dominate the prior, a bootstrap of exchangeable observat
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ from ...utils.checks import as_finite_tensor, check_count
 from ...utils.packing.sizes import watch_sizes
 from ...utils.seeding import seeded
 from ...utils.text_table import format_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["DataSensitivity", "bootstrap_data", "data_sensitivity", "leave_one_out_data", "missing_data"]
 
@@ -46,6 +50,7 @@ class DataSensitivity:
         estimates: Kind of variant → its R summaries, (R, K).
         names: K names.
         sizes: In which sizes variants leave those that the net was trained on; empty if in none, or if it knows none.
+        sizes_are_known: Whether the net remembers the sizes that it was trained on.
     """
 
     baseline: Tensor
@@ -53,11 +58,25 @@ class DataSensitivity:
     estimates: dict[str, Tensor]
     names: tuple[str, ...]
     sizes: str = ""
+    sizes_are_known: bool = True
 
     @property
     def shifts(self) -> dict[str, Tensor]:
         """Summaries minus the baseline's, in units of `scale`, (R, K) for each kind."""
         return {kind: (values - self.baseline) / self.scale for kind, values in self.estimates.items()}
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each variant and parameter, or model."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {"variants": kind, "variant": r, "of": name, "shift": float(shift[r, k])}
+                for kind, shift in self.shifts.items()
+                for r in range(len(shift))
+                for k, name in enumerate(self.names)
+            ]
+        )
 
     def __str__(self) -> str:
         rows = []
@@ -67,6 +86,8 @@ class DataSensitivity:
                 sizes = (of_one.square().mean().sqrt(), of_one.abs().max())
                 rows.append((kind, name, str(len(shift)), *(f"{float(v):.3f}" for v in sizes)))
         table = format_table(("variants", "of", "number", "root mean square shift", "largest"), rows)
+        if not self.sizes_are_known:
+            return f"{table}\nIt is not known on which sizes the net was trained: shifts hold if it was on such sizes."
         if not self.sizes:
             return table
         return (
@@ -144,7 +165,7 @@ def data_sensitivity(
         raise ValueError(f"names must be {found.shape[-1]} names, got {names}.")
     parts = found[1:].split([len(data) for data in variants.values()])
     estimates = dict(zip(variants, parts, strict=True))
-    return DataSensitivity(found[0], scale, estimates, tuple(names), watch.describe())
+    return DataSensitivity(found[0], scale, estimates, tuple(names), watch.describe(), bool(watch.outside))
 
 
 def bootstrap_data(x: Tensor, num: int, level: Level = "observations") -> Tensor:
@@ -274,6 +295,10 @@ def _summaries(posterior: Any, batch: Tensor, num_samples: int, settings: dict[s
         probs = torch.cat([posterior.log_probs(part, **settings).exp().cpu() for part in batch.split(step)])
         return probs, torch.ones_like(probs[0])
     step = max(1, min(step, _DRAWS_AT_A_TIME // num_samples))
+    member = getattr(posterior, "members", [posterior])[0]
+    if "max_sampling_batch_size" in inspect.signature(member.sample_batched).parameters:
+        largest = max(1, 100_000 // min(step, len(batch)))  # sbi warns of more
+        settings = {"max_sampling_batch_size": min(num_samples, largest), **settings}
     means, sds = [], []
     for part in batch.split(step):
         draws = posterior.sample_batched((num_samples,), x=part, show_progress_bars=False, **settings).double().cpu()

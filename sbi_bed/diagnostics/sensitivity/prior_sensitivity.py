@@ -35,6 +35,7 @@ from torch import Tensor
 
 from ...simulators.sensitivity.contexts import Choice, Contexts
 from ...utils.checks import as_finite_tensor, check_count
+from ...utils.packing.sizes import watch_sizes
 from ...utils.seeding import seeded
 from ...utils.warn_user import warn_user
 from ..mmd import mmd_squared
@@ -118,7 +119,7 @@ def prior_sensitivity(
     width = known.dim if known is not None else 0 if contexts is None else contexts.shape[1]
     baseline = _baseline(baseline, known, width)
     columns = tuple(f"context[{i}]" for i in range(width)) if known is None else tuple(known.columns)
-    with seeded(seed), torch.no_grad():
+    with seeded(seed), torch.no_grad(), watch_sizes():
         if over_models:
             return _of_models(posterior, x, contexts, columns, baseline, names)  # pyright: ignore[reportArgumentType]
         num, pairs = check_count(num_samples, "num_samples", 20), check_count(num_null, "num_null", 20)
@@ -186,8 +187,8 @@ def _in_contexts(
     root = torch.stack(root).mean(0)
     null = []
     for _ in range(num_null):
-        pair = source.two_members()
-        null.append(_root_mmd(*(sample(None, member)[:, 0] for member in pair), bandwidth))
+        one, other = (sample(None, member)[:, 0] for member in source.two_members())
+        null.append(_root_mmd(one, other, bandwidth))
     null = torch.stack(null)
     before = source.log_weights(pool, source.baseline) if source.has_likelihood else None
     weighted = [weighted_change(scaled, source.log_weights(pool, context), before) for context in contexts]

@@ -24,21 +24,25 @@ data sets.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...neural_nets.embedding_nets.hierarchical import HierarchicalEmbedding
 from ...utils.checks import as_finite_tensor, check_count
-from ...utils.packing.sizes import watch_sizes
+from ...utils.packing.sizes import TrainedRange, watch_sizes
 from ...utils.seeding import seeded
-from ..typicality import members_in_one_context, summary_atypicality
+from ...utils.warn_user import warn_user
+from ..typicality import cut_to_mask, members_in_one_context, summary_atypicality
 
 __all__ = ["SimulationGap", "simulation_gap"]
 
 _DRAWS_AT_A_TIME = 2**16
 _DATA_SETS_AT_A_TIME = 1000
+_FEWEST_SIMULATED = 40
 _RIDGE = 1e-6  # of the mean variance, so that a covariance can be inverted
 
 
@@ -52,6 +56,8 @@ class SimulationGap:
         reference_disagreement: T_1 of the simulated sets H, (|H|,).
         disagreement_p_value: p-value by T_1 alone, (B,).
         atypicality_p_value: p-value by T_2 alone, (B,).
+        same_size_p_value: p-value of each data set against simulated sets cut to its sizes, (B,); `p_value` if these are
+            simulated sizes, NaN if fewer than 40 simulated sets are large enough.
         sizes: In which sizes the data leave those that the nets were trained on; empty if in none, or if they know none.
     """
 
@@ -60,6 +66,7 @@ class SimulationGap:
     reference_disagreement: Tensor
     disagreement_p_value: Tensor
     atypicality_p_value: Tensor
+    same_size_p_value: Tensor | None = None
     sizes: str = ""
 
     def __str__(self) -> str:
@@ -70,6 +77,9 @@ class SimulationGap:
                 zip(self.p_value, self.disagreement, self.disagreement_p_value, self.atypicality_p_value, strict=True)
             )
         ]
+        if self.same_size_p_value is not None and not torch.equal(self.same_size_p_value, self.p_value):
+            shown = ", ".join(f"{float(p):.2g}" for p in self.same_size_p_value)
+            lines.append(f"against simulated data cut to the sizes of each data set: p = {shown}")
         if self.sizes:
             lines.append(f"Sizes leave those that the nets were trained on ({self.sizes}): answers are guesses.")
         return "\n".join(lines)
@@ -84,8 +94,9 @@ def simulation_gap(
         ensemble: `DeepEnsemblePosterior` of sbi's amortised posteriors (`DirectPosterior`; of context posteriors,
             `ensemble.condition_on(context)`) or of `ModelPosterior` (of a `ContextModelPosterior`, `condition_on(context)`).
         x: Observed data sets (B, *event), or one (*event).
-        reference_x: Simulated ones (N, *event), of the same sizes and share of missing data, with parameters from the prior
-            and not trained on. With N = 1,000 p-values go down to 0.002.
+        reference_x: Simulated ones (N, *event), of the sizes and share of missing data of training, with parameters from the
+            prior, and not trained on. With N = 1,000 p-values go down to 0.002. If observed sizes differ, the simulated sets
+            are also cut to them: so complete sets are best.
         num_samples: Draws from each member for each data set.
         seed: Seed; the global generator if None.
 
@@ -116,20 +127,56 @@ def simulation_gap(
             "x (B, *event) and reference_x (N, *event) must be data sets of the same shape, "
             f"got {tuple(x.shape)} and {tuple(reference_x.shape)}."
         )
-    if len(reference_x) < 40:
-        raise ValueError(f"reference_x must be at least 40 simulated data sets, got {len(reference_x)}.")
+    if len(reference_x) < _FEWEST_SIMULATED:
+        raise ValueError(
+            f"reference_x must be at least {_FEWEST_SIMULATED} simulated data sets, got {len(reference_x)}."
+        )
     with seeded(seed):
         with watch_sizes(warn=False) as watch:
-            summaries = [_summary(member, x) for member in members]
-        with watch_sizes(warn=False):
-            rare = summary_atypicality(summaries, [_summary(member, reference_x) for member in members])
-            both = torch.cat([x, reference_x[rare.reference_rows]])
-            over_models = hasattr(members[0], "probs")
-            apart = _model_spread(ensemble, both) if over_models else _spread(members, both, num_samples)
+            for member in members:
+                _summary(member, x)
+        with watch_sizes(warn=False) as of_reference:
+            gap = _compare(ensemble, members, x, reference_x, num_samples)
+            same_size = _same_size_p_values(ensemble, members, x, reference_x, gap.p_value, num_samples)
     watch.warn()
+    if of_reference.describe() and not watch.describe():
+        warn_user(
+            f"reference_x leaves the sizes that the nets were trained on ({of_reference.describe()}): simulate it in the "
+            "sizes of training.",
+            RuntimeWarning,
+        )
+    return dataclasses.replace(gap, same_size_p_value=same_size, sizes=watch.describe())
+
+
+def _compare(ensemble: Any, members: list[Any], x: Tensor, reference_x: Tensor, num_samples: int) -> SimulationGap:
+    """p-values of data sets x (B, *event) among simulated ones (N, *event)."""
+    rare = summary_atypicality(
+        [_summary(member, x) for member in members], [_summary(member, reference_x) for member in members]
+    )
+    both = torch.cat([x, reference_x[rare.reference_rows]])
+    apart = _model_spread(ensemble, both) if hasattr(members[0], "probs") else _spread(members, both, num_samples)
     found, held_out = apart[: len(x)], apart[len(x) :]
     p_value, by_disagreement = _combine(found, held_out, rare.score, rare.reference_score)
-    return SimulationGap(p_value, found, held_out, by_disagreement, rare.p_value, watch.describe())
+    return SimulationGap(p_value, found, held_out, by_disagreement, rare.p_value)
+
+
+def _same_size_p_values(
+    ensemble: Any, members: list[Any], x: Tensor, reference_x: Tensor, p_value: Tensor, num_samples: int
+) -> Tensor:
+    """p-values (B,) against simulated sets cut to the sizes of each data set, if these leave the simulated sizes."""
+    net = getattr(members[0], "posterior_estimator", None) or getattr(members[0], "classifier", None)
+    if net is None or not any(isinstance(part, HierarchicalEmbedding) for part in net.modules()):
+        return p_value
+    mask, reference_mask = x[..., -1] > 0, reference_x[..., -1] > 0
+    simulated = TrainedRange(mask.ndim - 1)
+    simulated.learn(reference_mask)
+    found = p_value.clone()
+    for row in simulated.is_outside(mask).nonzero().flatten().tolist():
+        cut = cut_to_mask(reference_x, mask[row])
+        found[row] = torch.nan
+        if len(cut) >= _FEWEST_SIMULATED:
+            found[row] = _compare(ensemble, members, x[row : row + 1], cut, num_samples).p_value[0]
+    return found
 
 
 # ---- scores

@@ -29,10 +29,12 @@ from ...simulators.sensitivity.power_scaled_prior import PowerScaledPrior
 from ...utils.checks import as_finite_tensor
 from ...utils.files import load_file, rebuilding, save_file
 from ...utils.packing.contexts import pack_context
+from ...utils.packing.sizes import watch_sizes
 
 __all__ = ["ContextPosterior", "build_context_estimator"]
 
 _DRAWS_FOR_LEAKAGE = 10_000
+_AT_A_TIME = 100_000  # draws of all data sets together
 _PARTS = {"model", "model_settings", "event_shape", "theta_dim", "contexts", "embedding", "embedding_config", "weights"}
 
 
@@ -129,7 +131,8 @@ class ContextPosterior:
         packed, context = self._batch(x, context)
         num = torch.Size(sample_shape).numel()
         settings = {"show_progress_bars": show_progress_bars, "max_sampling_batch_size": self._at_a_time(len(packed))}
-        draws = self._accepted(packed, context, num, **settings)[0]
+        with watch_sizes():
+            draws = self._accepted(packed, context, num, **settings)[0]
         return draws.reshape(*sample_shape, *draws.shape[1:])
 
     def log_prob(self, theta: Any, x: Any = None, context: Any = None, norm_posterior: bool = True) -> Tensor:
@@ -160,11 +163,13 @@ class ContextPosterior:
         theta = as_finite_tensor(theta, "theta").float()
         sample_shape = theta.shape[:-2]
         theta = theta.reshape(-1, *theta.shape[-2:])
-        value = self.estimator.log_prob(theta, condition=packed)
-        value = torch.where(self._within_support(theta, context), value, -torch.inf)
-        if norm_posterior:
-            settings = {"sample_for_correction_factor": True, "max_sampling_batch_size": self._at_a_time(len(packed))}
-            value = value - self._accepted(packed, context, _DRAWS_FOR_LEAKAGE, **settings)[1].to(value).log()
+        settings = {"sample_for_correction_factor": True, "max_sampling_batch_size": self._at_a_time(len(packed))}
+        with watch_sizes():
+            value = self.estimator.log_prob(theta, condition=packed)
+            value = torch.where(self._within_support(theta, context), value, -torch.inf)
+            if norm_posterior:
+                share = self._accepted(packed, context, _DRAWS_FOR_LEAKAGE, **settings)[1]
+                value = value - share.to(value).log()
         return value.reshape(*sample_shape, len(packed))
 
     def save(self, path: str | Path) -> None:
@@ -262,7 +267,7 @@ class ContextPosterior:
 
     @staticmethod
     def _at_a_time(num: int) -> int:
-        return max(1, 100_000 // num)
+        return max(1, _AT_A_TIME // num)
 
 
 class _EstimatorInContext(ConditionalDensityEstimator):
@@ -297,12 +302,35 @@ class _EstimatorInContext(ConditionalDensityEstimator):
 
 
 class _PosteriorInContext(DirectPosterior):
-    """sbi's posterior, with a leakage correction that is computed anew for other data."""
+    """sbi's posterior, with a leakage correction that is computed anew for other data, and one warning of their sizes."""
 
     def set_default_x(self, x: Tensor) -> _PosteriorInContext:
         """As in sbi; the leakage correction for the data before is forgotten."""
         forget_leakage(self)
         return super().set_default_x(x)  # pyright: ignore
+
+    def sample(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in sbi."""
+        with watch_sizes():
+            return super().sample(*args, **kwargs)
+
+    def sample_batched(
+        self, sample_shape: Sequence[int], x: Tensor, max_sampling_batch_size: int | None = None, **kwargs: Any
+    ) -> Tensor:
+        """As in sbi, whose default batch size is chosen such that it has nothing to say about it."""
+        at_a_time = max_sampling_batch_size or min(10_000, max(1, _AT_A_TIME // len(x)))
+        with watch_sizes():
+            return super().sample_batched(sample_shape, x, max_sampling_batch_size=at_a_time, **kwargs)  # pyright: ignore
+
+    def log_prob(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in sbi."""
+        with watch_sizes():
+            return super().log_prob(*args, **kwargs)
+
+    def log_prob_batched(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in sbi."""
+        with watch_sizes():
+            return super().log_prob_batched(*args, **kwargs)
 
 
 def build_context_estimator(
