@@ -72,6 +72,7 @@ class DesignSpace:
             raise ValueError("given= limits a constraint; a finite set of candidates cannot depend on the history.")
         self.constraint = constraint
         self._given = given
+        self._copies: dict[tuple[torch.device, torch.dtype], Any] = {}
         self.candidates: Tensor | None = None
         if candidates is not None:
             self.candidates = as_finite_tensor(candidates, "candidates")
@@ -143,13 +144,23 @@ class DesignSpace:
                 ) from err
         return space
 
+    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """`loc`, `scale` and candidates on the device and of the dtype of `like`, copied once: a copy makes a GPU wait."""
+        kind = like.device, like.dtype
+        if kind not in self._copies:
+            self._copies[kind] = tuple(
+                None if c is None else c.to(like) for c in (self._loc, self._scale, self.candidates)
+            )
+        return self._copies[kind]
+
     def from_free(self, free: Tensor) -> Tensor:
         """Map free coordinates (..., F) to designs (..., D), differentiably."""
         if self.candidates is None:
             if self._saturates:
                 free = 6.0 * torch.tanh(free / 6.0)
-            return self._bijection(self._loc.to(free) + self._scale.to(free) * free)
-        candidates = self.candidates.to(free)
+            loc, scale, _ = self._constants(free)
+            return self._bijection(loc + scale * free)
+        candidates = self._constants(free)[2]
         chosen = candidates[free.argmax(-1)]
         if not free.requires_grad:
             return chosen
@@ -158,7 +169,7 @@ class DesignSpace:
 
     def standardize(self, design: Tensor) -> Tensor:
         """Describe designs (..., D) to a net: unconstrained, centred, of order one, shape (..., num_features)."""
-        loc, scale = self._loc.to(design), self._scale.to(design)
+        loc, scale, _ = self._constants(design)
         if self.candidates is not None:
             return (design - loc) / scale
         return ((self._bijection.inv(design) - loc) / scale).clamp(-12.0, 12.0)
@@ -171,8 +182,8 @@ class DesignSpace:
             gradient: Derivatives in the design, (..., D).
         """
         if self.candidates is not None:
-            return gradient * self._scale.to(gradient)
-        loc, scale = self._loc.to(gradient), self._scale.to(gradient)
+            return gradient * self._constants(gradient)[1]
+        loc, scale, _ = self._constants(gradient)
         with torch.enable_grad():
             free = ((self._bijection.inv(design.detach()) - loc) / scale).detach().requires_grad_()
             return torch.autograd.grad(self._bijection(loc + scale * free), free, gradient)[0]

@@ -108,7 +108,7 @@ class ModelPosterior(ModelProbabilities):
         like = next(self.classifier.head.parameters())
         chunks = x.split(max(1, _CHUNK // math.prod(x.shape[1:])))
         with watch_sizes():
-            return torch.cat([net(chunk.to(like)) for chunk in chunks])
+            return torch.cat([net(chunk.to(like)) for chunk in chunks]).to(x.device)
 
 
 def describe_model_posterior(posterior: ModelPosterior) -> dict[str, Any]:

@@ -8,12 +8,15 @@ import pytest
 import torch
 from models import LinearGaussian, TinyPolicy, YesNo
 from torch.distributions import MultivariateNormal, constraints
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sbi_bed.diagnostics import expected_information_gain
 from sbi_bed.inference import DAD
-from sbi_bed.objectives import PCE
+from sbi_bed.objectives import PCE, InfoNCE
 from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, StaticPolicy, TransformerPolicy
+from sbi_bed.policies.design.bounded_gradients import BoundedGradients
 from sbi_bed.simulators import ConstantElasticity, DesignSimulator, HyperbolicDiscounting, LocationFinding, rollout
+from sbi_bed.simulators.experiments import Experiments
 from sbi_bed.utils import pack_history
 from sbi_bed.utils.files import load_file, save_file
 
@@ -391,3 +394,31 @@ def test_shards_of_one_process_and_a_checkpoint(tmp_path):
     halves = TinyPolicy(simulator)
     trainer(simulator, policy=halves).train(6, 32, 15, 1e-2, seed=0, resume=True, **settings)
     assert torch.equal(weights(whole), weights(halves))
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies from the CPU to another device, for which a step has to wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.num = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        is_copy = any(name in str(func) for name in ("_to_copy", "copy_", "lift_fresh"))
+        self.num += is_copy and any(isinstance(a, torch.Tensor) and a.device.type == "cpu" for a in args)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("build_bound", [lambda s: PCE(7), lambda s: InfoNCE(s, 8, 16)])
+@pytest.mark.parametrize("build_policy", [lambda s: TransformerPolicy(s, 3, 16), lambda s: DeepSetsPolicy(s, 8, 4)])
+def test_a_step_on_a_device_copies_nothing_from_the_cpu(build_bound, build_policy):
+    """The device "meta" computes nothing, but knows where tensors are."""
+    simulator = LocationFinding()
+    policy, bound = build_policy(simulator).to("meta"), build_bound(simulator).to("meta")
+    experiments = Experiments(simulator, 3, device="meta")
+    bound.check(experiments)
+    bounded = BoundedGradients(policy, simulator.design_space, 1.0)
+    for copies in (Copies(), Copies()):  # constants are copied once
+        with copies:
+            bound.training_loss(experiments.run(bounded, 16), experiments)[0].backward()
+    assert copies.num == 0
