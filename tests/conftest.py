@@ -1,13 +1,28 @@
-"""One core and no windows, for every test."""
+"""One core and no windows, for every test; the same seeds, or others: `pytest --seed-offset N`."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
+from seed_offset.sitecustomize import shift_seeds
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--seed-offset", type=int, default=0, help="is added to every seed: no test may depend on its own")
+
+
+def pytest_configure(config):
+    offset = config.getoption("--seed-offset")
+    if offset:
+        shift_seeds(offset)
+        folder = str(Path(__file__).parent / "seed_offset")  # for processes that tests start
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+        os.environ["SEED_OFFSET"] = str(offset)
 
 
 @pytest.fixture(autouse=True)
