@@ -1,18 +1,18 @@
-"""Private names of sbi 0.27 that we use. Read this file again when the pin is raised.
+"""Private names of sbi 0.27 that we use. No other file may use any; read this one again when the pin is raised.
 
-`NeuralInference` holds sbi's loop of epochs: Adam, clipping, validation, early stopping, the best weights kept, a
-tracker. It reads nothing of sbi's density estimators but `_neural_net` and `_get_losses`, and calls a few methods of its
-own between epochs, which are the hooks here:
+`NeuralInference` holds sbi's loop over epochs: Adam, clipping, validation, early stopping, the best weights, a tracker. Of
+a trainer it needs only `_neural_net` and `_get_losses`. Between epochs it calls a few methods of its own, which we
+override:
 
-- a learning rate for each step, set where losses are asked for;
-- `_converged`, at the top of each epoch: a reason of ours to stop, with the best weights restored;
-- `_maybe_show_progress`, at the end of each epoch, when all of its counters are up to date;
-- `_report_convergence_at_end`: silence, where sbi warns that the last epoch was reached: with a learning rate that falls
-  to nothing it is meant to be.
+- `_get_losses` is called at each step, so that the learning rate of that step is set there.
+- `_converged` is called before each epoch: we may stop for a reason of our own, with the best weights restored.
+- `_maybe_show_progress` is called after each epoch, when all counters are up to date.
+- `_report_convergence_at_end` warns that the last epoch was reached. We silence it: with a learning rate that falls to 0
+  the last epoch is meant to be reached.
 
-`max_num_epochs=n` runs n + 1 epochs in sbi, so that limit is checked in `_converged`, too.
+sbi runs n + 1 epochs for `max_num_epochs=n`, so `_converged` checks that limit, too.
 
-`DirectPosterior` keeps its leakage correction in `_leakage_density_correction_factor`, also when its default x changes.
+`DirectPosterior` keeps its leakage correction in `_leakage_density_correction_factor`, even when its default x changes.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class TrainingLoop(NeuralInference):
     """sbi's training loop over any net.
 
     Args:
-        net: What is trained.
+        net: The net to train.
         losses_of: batch → losses (B,), differentiable in the net's weights.
-        rate_at: () → learning rate of the step that comes.
-        stop: () → whether to stop before the next epoch, for a reason of our own.
+        rate_at: () → learning rate of the next step.
+        stop: loop → whether to stop before the next epoch.
         after_epoch: Called with the loop after each epoch.
-        device: Where to train; the net is moved there.
+        device: Device to train on; the net is moved there.
         tracker: An sbi `Tracker`; sbi writes to it when training ends.
-        weight_decay: Of AdamW, which without it is Adam.
+        weight_decay: Weight decay of AdamW; with 0 that is Adam.
 
     Attributes:
         last_weights: Weights after the last epoch, where the training ended by `max_num_epochs` or `stop`; None where it
@@ -74,9 +74,9 @@ class TrainingLoop(NeuralInference):
         stop_after_epochs: int,
         clip_max_norm: float | None,
     ) -> None:
-        """Train until it stops; the net then has the weights of its lowest validation loss.
+        """Train the net, and leave it with the weights of its lowest validation loss.
 
-        The batches are iterated once for each epoch; they have a length and a `batch_size`, as torch's loaders do.
+        Batches are iterated once in each epoch. They need a length and a `batch_size`, as torch's loaders have.
         """
         config = TrainConfig(
             training_batch_size=1,  # the loaders decide
@@ -99,11 +99,11 @@ class TrainingLoop(NeuralInference):
 
     @property
     def best_validation_loss(self) -> float:
-        """The lowest of them, that of the last epoch included."""
+        """The lowest validation loss, including the last epoch's."""
         return min(self.validation_losses, default=float("inf"))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the loop carries from one epoch to the next, as tensors and plain data."""
+        """Everything that the loop keeps from one epoch to the next, as tensors and plain data."""
         return {
             "weights": self._neural_net.state_dict(),
             "best_weights": self._best_model_state_dict,
@@ -116,10 +116,10 @@ class TrainingLoop(NeuralInference):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave.
+        """Continue from a state that `state_dict` returned.
 
         Raises:
-            RuntimeError: If the weights are of another net.
+            RuntimeError: If the weights belong to another net.
         """
         self._neural_net.load_state_dict(state["weights"])
         self._best_model_state_dict: Any = state["best_weights"]
@@ -127,7 +127,7 @@ class TrainingLoop(NeuralInference):
         self.epoch, self._val_loss, self._best_val_loss = state["epoch"], state["loss"], state["best_loss"]
         self._epochs_since_last_improvement, self._summary = state["fruitless"], state["summary"]
 
-    # ---- hooks
+    # ---- methods that sbi's loop calls
 
     def _get_losses(self, batch: Any, loss_args: Any = None) -> Tensor:
         if self._neural_net.training:
@@ -150,17 +150,17 @@ class TrainingLoop(NeuralInference):
     def _report_convergence_at_end(self, epoch: int, max_num_epochs: int) -> None:
         pass
 
-    # ---- methods of sbi's trainers that a loop does not have
+    # ---- abstract methods of sbi's trainers that a loop does not need
 
     def _not_here(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("TrainingLoop only trains a given net on given batches.")
+        raise NotImplementedError("TrainingLoop only trains the net that it was given, on the batches it was given.")
 
     append_simulations = train = _not_here
     _initialize_neural_network = _get_start_index = _get_potential_function = _loss = _not_here
 
 
 def forget_leakage(posterior: Any) -> None:
-    """Let an sbi posterior, or each member of an ensemble, compute its leakage correction anew for the next x."""
+    """Make an sbi posterior, or each member of an ensemble, compute its leakage correction again for the next x."""
     for member in (posterior, *getattr(posterior, "posteriors", ())):
         if hasattr(member, "_leakage_density_correction_factor"):
             member._leakage_density_correction_factor = None

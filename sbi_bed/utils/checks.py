@@ -1,4 +1,4 @@
-"""Checks of what a user hands in: one clear error each, naming the argument and the first bad place."""
+"""Checks of arguments: each error names the argument, and the first bad index."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from .as_numbers import as_numbers, check_finite
 
 __all__ = ["as_finite_tensor", "check_choice", "check_count", "check_positive"]
 
@@ -16,29 +17,21 @@ def as_finite_tensor(value: Any, name: str, last_dim: int | None = None) -> Tens
     """Return `value` as a floating-point tensor, all finite.
 
     Args:
-        value: Number, sequence, array or tensor.
+        value: Number, sequence, tensor, array, or column or frame of pandas or polars; its precision as in `as_numbers`.
         name: What to call it in an error.
         last_dim: Required size of the last dimension, if any. A scalar becomes shape (1,).
 
     Raises:
-        TypeError: If it cannot be read as numbers.
-        ValueError: If it holds NaN or infinity, or its last dimension is not `last_dim`.
+        TypeError: If it holds anything but real numbers.
+        ValueError: If it holds NaN or infinity, a number is too large for its precision, or its last dimension is not
+            `last_dim`.
     """
-    try:
-        tensor = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as err:
-        raise TypeError(f"{name} must be numbers (a tensor, an array or a sequence), got {value!r}.") from err
-    if not tensor.is_floating_point():
-        tensor = tensor.to(torch.get_default_dtype())
+    tensor = as_numbers(value, name)
     if tensor.ndim == 0:
         tensor = tensor.reshape(1)
     if last_dim is not None and tensor.shape[-1] != last_dim:
         raise ValueError(f"{name} must have {last_dim} values in its last dimension, got shape {tuple(tensor.shape)}.")
-    finite = torch.isfinite(tensor)
-    if not finite.all():
-        index = tuple(finite.logical_not().nonzero()[0].tolist())
-        raise ValueError(f"{name} must be finite, got {tensor[index].item()} at index {index}.")
-    return tensor
+    return check_finite(tensor, name)
 
 
 def check_count(value: Any, name: str, minimum: int = 1) -> int:

@@ -1,5 +1,7 @@
 """Packing groups: what goes in comes out, however ragged, and what is not grouped data is refused."""
 
+from decimal import Decimal
+
 import numpy as np
 import pytest
 import torch
@@ -131,10 +133,116 @@ def test_every_form_of_the_same_data_is_packed_alike():
     assert pack_groups(table, "person", "rt", mask=[True, True, False])[0, 1].tolist() == [0.0, 0.0]
 
 
-def test_real_tables_are_packed():
-    pandas = pytest.importorskip("pandas")
-    table = pandas.DataFrame({"person": ["b", "a", "b"], "rt": [1.0, 5.0, 3.0]}, index=[7, 3, 3])
+def frame_of(library, columns):
+    return pytest.importorskip(library).DataFrame(columns)
+
+
+LIBRARIES = ["pandas", "polars"]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_real_tables_are_packed(library):
+    table = frame_of(library, {"person": ["b", "a", "b"], "rt": [1.0, 5.0, 3.0]})
     assert pack_groups(table, "person").tolist() == [[[1.0, 1.0], [3.0, 1.0]], [[5.0, 1.0], [0.0, 0.0]]]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_lists_of_columns_and_of_tables_are_groups(library):
+    table = frame_of(library, {"rt": [1.0, 3.0, 5.0], "choice": [2, 4, 6], "seen": [1, 1, 0]})
+    first, second = table[1:], table[:1]  # in pandas the labels of the first start at 1
+    x = [[[3.0, 4.0, 1.0], [0.0, 0.0, 0.0]], [[1.0, 2.0, 1.0], [0.0, 0.0, 0.0]]]
+    assert pack_groups([first, second], features=["rt", "choice"], mask="seen").tolist() == x
+    assert pack_groups([first, second[["choice", "seen", "rt"]]], mask="seen").tolist() == x  # by name
+    both = pack_groups([[first, second], [second]], features="rt", mask=[[[1, 0], [1]], [[1]]])
+    assert both[0].tolist() == [[[3.0, 1.0], [0.0, 0.0]], [[1.0, 1.0], [0.0, 0.0]]] and both.shape == (2, 2, 2, 2)
+    numbers = pack_groups([first["rt"], second["rt"]], mask=[first["seen"], second["seen"]])
+    assert numbers.tolist() == [[[3.0, 1.0], [0.0, 0.0]], [[1.0, 1.0], [0.0, 0.0]]]
+    data_sets = pack_groups([table, table[2:]], "seen", "rt")  # 0 and 1 in each data set
+    assert data_sets[..., 0].tolist() == [[[1.0, 3.0], [5.0, 0.0]], [[5.0, 0.0], [0.0, 0.0]]]
+    with pytest.raises(ValueError, match=r"same columns, .* at index \(1,\); or say with features="):
+        pack_groups([table, table[["rt", "seen"]]])
+    with pytest.raises(ValueError, match=r"got a table at index \(1, 0\)"):
+        pack_groups([table, [table]])
+    with pytest.raises(ValueError, match=r"none for the table at index \(1,\)"):
+        pack_groups([table, table], mask=[[1, 1, 1]])
+
+
+def test_every_column_of_pandas_is_numbers_or_refused():
+    pandas = pytest.importorskip("pandas")
+    dates = pandas.to_datetime(["2026-01-01", "2026-01-02"])
+    person = {"person": ["a", "a"]}
+    numbers = {
+        "nullable whole numbers": pandas.array([1, 0], dtype="Int64"),
+        "whole numbers": np.array([1, 0], dtype=np.uint8),
+        "booleans": [True, False],
+        "nullable booleans": pandas.array([True, False], dtype="boolean"),
+        "half precision": np.array([1, 0], dtype=np.float16),
+        "objects": np.array([1, 0.0], dtype=object),
+        "decimals": [Decimal(1), Decimal(0)],
+    }
+    for what, column in numbers.items():
+        for y in (column, pandas.Series(column, index=[5, 3])):
+            x = pack_groups(
+                pandas.DataFrame({**person, "y": np.asarray(y) if isinstance(y, pandas.Series) else y}), "person"
+            )
+            assert x.tolist() == [[[1.0, 1.0], [0.0, 1.0]]] and x.dtype == torch.float32, what
+        assert pack_groups([pandas.Series(column, index=[5, 3])])[..., 0].tolist() == [[1.0, 0.0]], what
+    refused = {
+        "dates": dates,
+        "dates of a place": dates.tz_localize("Europe/Berlin"),
+        "days": dates.to_period("D"),
+        "durations": dates - dates[0],
+        "text": ["1", "2"],
+        "text of objects": np.array(["1", 2.0], dtype=object),
+        "categories": pandas.Categorical([1, 2]),
+        "complex numbers": [1j, 2.0],
+    }
+    for what, column in refused.items():
+        with pytest.raises(TypeError, match=r"column 'y' must be numbers"):
+            print(what, pack_groups(pandas.DataFrame({**person, "y": column}), "person"))
+        with pytest.raises(TypeError, match=r"data must be numbers"):
+            print(what, pack_groups([pandas.Series(column, index=[5, 3])]))
+
+
+def test_missing_values_of_pandas_need_a_mask():
+    pandas = pytest.importorskip("pandas")
+    for missing, dtype in [(pandas.NA, "Int64"), (None, object), (NAN, float), (pandas.NA, "boolean")]:
+        table = pandas.DataFrame(
+            {"person": [1, 1], "y": pandas.array([1, missing], dtype=dtype), "seen": [True, False]}
+        )
+        with pytest.raises(ValueError, match="column 'y' must be finite, got nan in row 1; say with mask="):
+            pack_groups(table, "person", "y")
+        assert pack_groups(table, "person", mask="seen").tolist() == [[[1.0, 1.0], [0.0, 0.0]]]
+        with pytest.raises(ValueError, match=r"data must be finite, got nan at index \(0, 1\)"):
+            pack_groups([table["y"]])
+    for missing in (pandas.NaT, pandas.NA, None):
+        with pytest.raises(ValueError, match="column 'person' must say a group in each row"):
+            pack_groups(pandas.DataFrame({"person": [missing, missing], "y": [1.0, 2.0]}), "person")
+    masked = np.ma.array([[1.0, 2.0]], mask=[[False, True]])
+    with pytest.raises(ValueError, match=r"data must be finite, got nan at index \(0, 1\)"):
+        pack_groups(masked)
+
+
+def test_other_containers_of_numbers():
+    pandas = pytest.importorskip("pandas")
+    x = pack_groups([[1.0, 2.0], [3.0]])
+    assert torch.equal(pack_groups(pandas.Series([[1.0, 2.0], [3.0]], index=["b", "a"])), x)
+    assert torch.equal(pack_groups(((1, 2), (3,)), mask=((1, 1), np.array([True]))), x)
+    assert torch.equal(pack_groups(np.array([[1.0, 2.0], [3.0]], dtype=object)), x)
+    assert torch.equal(pack_groups([np.array([1, 2], dtype=">i4"), np.array([3])]), x)
+    assert pack_groups([[-0.0]])[..., 0].signbit().all()
+    for data in ({"a": [1.0, 2.0]}, [{1.0, 2.0}], [{"rt": 1.0}]):
+        with pytest.raises(TypeError, match="give its values as a list"):
+            pack_groups(data)
+
+
+@pytest.mark.parametrize("value", [1e300, -(10**39), np.float64(3.5e38)])
+def test_numbers_that_the_precision_cannot_hold_are_refused(value):
+    with pytest.raises(ValueError, match=r"data at index \(0,\) must fit into float32, got .*e\+"):
+        pack_groups([[float(value), 1.0]])
+    with pytest.raises(ValueError, match=r"column 'y' must fit into torch\.float32"):
+        pack_groups(Table(a=[1, 1], y=[0.0, float(value)]), "a")
+    assert pack_groups([np.array([float(value)])]).double()[0, 0, 0] == float(value)
 
 
 def test_two_levels_of_nesting_are_groups_of_numbers():
@@ -157,6 +265,7 @@ def test_empty_groups_are_kept_between_others():
         ([[[1.0, 2.0], [3.0]]], {}, r"one number of features, got \[1, 2\] at index \(0,\); .* give num_levels=3"),
         ([[[1.0, 2.0]], [[3.0]]], {}, r"one number of features, got \[1, 2\]"),
         ([[[1.0]], [3.0]], {}, r"equally deep everywhere, got shape \(1,\) at index \(1,\)"),
+        ([[[1.0], 3.0]], {}, r"equally deep everywhere, got \[\[1.0\], 3.0\] at index \(0,\)"),
         ([[[[1.0]]], [3.0]], {}, r"equally deep everywhere, got 3.0 at index \(1, 0\)"),
         ([1.0, 2.0], {}, "nested at least two deep, got depth 1"),
         ([[1.0]], {"num_levels": 4}, "nested 2 deep cannot have 4 levels"),
