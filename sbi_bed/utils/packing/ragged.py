@@ -72,7 +72,9 @@ def _collect(data: Any, mask: Any, place: tuple[int, ...], levels: int, has_feat
 def _lowest_set(data: Any, mask: Any, place: tuple[int, ...], has_features: bool) -> tuple[Tensor, Tensor]:
     """Features (n, F) and mask (n,) of one set."""
     where = f" at index {place}" if place else ""
-    lengths = {len(part) if hasattr(part, "__len__") and np.ndim(part) else -1 for part in data} if has_features else {0}
+    lengths = (
+        {len(part) if hasattr(part, "__len__") and np.ndim(part) else -1 for part in data} if has_features else {0}
+    )
     if len(lengths) > 1 and -1 in lengths:
         raise ValueError(f"data must be equally deep everywhere, got {data!r}{where}.")
     if len(lengths) > 1:
