@@ -90,7 +90,7 @@ def _array(value: Any, name: str, missing: bool) -> np.ndarray:
             f"{name} must be numbers, got categories. Convert them first, such as to one 0-or-1 column each."
         )
     if isinstance(value, np.ma.MaskedArray):
-        return value.astype(float).filled(np.nan)
+        return np.ma.filled(value.astype(float), np.nan)
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as err:  # numpy's ValueError: sequences of different lengths

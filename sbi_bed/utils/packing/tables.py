@@ -53,7 +53,8 @@ def sets_of_tables(
         if len(place) != len(first_place):
             raise ValueError(f"data must be equally deep everywhere, got a table at index {place}.")
         flags = _column(table, mask_name) if mask_name is not None else _mask_at(mask, place)
-        sets += [((*place, *lower), *rest) for lower, *rest in _sets_of_table(table, group, _names(features), flags)]
+        lowest = _sets_of_table(table, group, _names(features), flags)
+        sets += [((*place, *lower), values, seen) for lower, values, seen in lowest]
     return sets
 
 
@@ -75,7 +76,9 @@ def _names(names: Any) -> list[Any]:
 
 def _mask_at(mask: Any, place: tuple[int, ...]) -> Any:
     """The mask of the table at a place."""
-    for number in () if mask is None else place:
+    if mask is None:
+        return None
+    for number in place:
         if not hasattr(mask, "__len__") or number >= len(mask):
             raise ValueError(f"mask must be nested as data: there is none for the table at index {place}.")
         mask = mask[number]
