@@ -12,6 +12,7 @@ from .posteriors.model_probabilities import ModelProbabilities
 from .posteriors.posterior_evidence import Evidence, PosteriorEvidence, posterior_evidence
 from .posteriors.predictive_check import PredictiveCheck, predictive_check
 from .trainers.actors.actor import ActorTrainer
+from .trainers.actors.perception import PerceptionTrainer
 from .trainers.by_steps import StepTrainer
 from .trainers.design.dad import DAD
 from .trainers.design.refinement import Refinement, refine_policy
@@ -37,6 +38,7 @@ __all__ = [
     "ModelComparison",
     "ModelPosterior",
     "ModelProbabilities",
+    "PerceptionTrainer",
     "PosteriorEvidence",
     "PosteriorReport",
     "PredictiveCheck",

@@ -1,12 +1,13 @@
 """Learned beliefs against posteriors, in closed form and on a grid; actors that act on them."""
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import StudentT
 
-from sbi_bed.inference import ActorTrainer
+from sbi_bed.inference import ActorTrainer, PerceptionTrainer
 from sbi_bed.neural_nets import LearnedPerception, NeuralActor
-from sbi_bed.simulators import LogNormalPerception, QuadraticCost
+from sbi_bed.simulators import LogNormalPerception, OptimalActor, QuadraticCost
 
 
 def log_normal_state(sigma_0, mu_0):
@@ -29,7 +30,8 @@ RANGES = {"sigma": (0.1, 0.4), "sigma_0": (0.1, 0.4)}
 
 
 def test_where_there_is_a_closed_form_it_is_kept():
-    learned = LearnedPerception(log_normal_state, log_normal_measurement, **RANGES).fit(100, seed=0)
+    learned = LearnedPerception(log_normal_state, log_normal_measurement, **RANGES)
+    PerceptionTrainer(learned, show_progress_bars=False).train(100, seed=0)
     m, sigma, sigma_0, mu_0 = torch.tensor([1.0, 2.0, 2.2]), 0.2, torch.tensor([0.2, 0.3, 0.15]), 1.5
     found, exact = (p.belief(m, sigma, sigma_0, mu_0) for p in (learned, LogNormalPerception()))
     assert ((found.location - exact.location) / exact.spread).abs().max() < 0.1
@@ -37,7 +39,8 @@ def test_where_there_is_a_closed_form_it_is_kept():
 
 
 def test_a_posterior_without_closed_form_has_its_mean_and_spread():
-    learned = LearnedPerception(uniform_state, heavy_measurement, **RANGES).fit(600, seed=0)
+    learned = LearnedPerception(uniform_state, heavy_measurement, **RANGES)
+    PerceptionTrainer(learned, show_progress_bars=False).train(600, seed=0)
     sigma, sigma_0, mu_0 = 0.25, 0.3, 1.5
     for m in (1.0, 1.5, 2.6):
         x = (torch.linspace(-1, 1, 4001) * sigma_0 * 3**0.5).double()  # log(s / μ_0)
@@ -54,7 +57,7 @@ def test_a_posterior_without_closed_form_has_its_mean_and_spread():
 def test_an_actor_on_learned_beliefs_trains_saves_and_loads(tmp_path):
     perception = LearnedPerception(log_normal_state, log_normal_measurement, **RANGES)
     trainer = ActorTrainer(QuadraticCost(), perception, show_progress_bars=False)
-    perception.fit = lambda: LearnedPerception.fit(perception, 50)
+    PerceptionTrainer(perception, show_progress_bars=False).train(50, seed=0)
     actor = trainer.train(100, seed=0, num_validation=100)
     assert perception.fitted and trainer.errors.upper < 0.02
     actor.save(tmp_path / "actor.pt")
@@ -74,4 +77,31 @@ def test_errors_say_what_is_wrong():
         perception = LearnedPerception(log_normal_state, log_normal_measurement)
         perception.log_prob_measurement(torch.ones(1), torch.ones(1), 0.1)
     with pytest.raises(ValueError, match="a state must be positive"):
-        LearnedPerception(lambda sigma_0, mu_0: -mu_0, lambda state, sigma: -state).fit(1, seed=0)
+        impossible = LearnedPerception(lambda sigma_0, mu_0: -mu_0, lambda state, sigma: -state)
+        PerceptionTrainer(impossible, show_progress_bars=False).train(1, seed=0)
+
+
+def test_the_old_fit_is_the_trainer_s(tmp_path):
+    torch.manual_seed(0)
+    old = LearnedPerception(uniform_state, heavy_measurement, **RANGES)
+    torch.manual_seed(0)
+    new = LearnedPerception(uniform_state, heavy_measurement, **RANGES)
+    with pytest.warns(FutureWarning, match="is now sbi_bed.inference.PerceptionTrainer") as caught:
+        assert old.fit(7, 32, seed=np.int64(3)) is old
+    assert caught[0].filename == __file__
+    path = tmp_path / "perception.pt"
+    settings = {"batch_size": 32, "seed": 3, "checkpoint": path, "checkpoint_every": 4}
+    trainer = PerceptionTrainer(new, show_progress_bars=False)
+    trainer.train(7, **settings)
+    assert all(torch.equal(p, q) for p, q in zip(old.parameters(), new.parameters(), strict=True))
+    assert old.fitted and new.fitted and len(trainer.reports) == 1
+    with pytest.raises(TypeError, match="must be a LearnedPerception"):
+        PerceptionTrainer(OptimalActor(QuadraticCost()))
+
+
+def test_an_untrained_perception_is_trained_with_the_actor():
+    perception = LearnedPerception(log_normal_state, log_normal_measurement, **RANGES)
+    trainer = ActorTrainer(QuadraticCost(), perception, show_progress_bars=False)
+    perception.simulated_log_prob = lambda num: LearnedPerception.simulated_log_prob(perception, 4)  # to be quick
+    trainer.train(3, 8, seed=0, num_validation=0)
+    assert perception.fitted

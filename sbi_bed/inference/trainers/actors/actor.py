@@ -15,11 +15,11 @@ After arXiv 2409.03710 (neural amortised Bayesian actors), which samples states 
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ....neural_nets.actor import NeuralActor
 from ....neural_nets.actor_errors import ActorErrors, actor_errors
@@ -30,30 +30,44 @@ from ....simulators.actors.optimal_actions import check_pair
 from ....simulators.actors.perception import Belief, Perception
 from ....simulators.actors.situations import Situations, draw_situations
 from ....utils.checks import check_count
-from ....utils.files import rebuilding
-from ....utils.seeding import seeded
-from ..old_checkpoint import check_checkpoint_arguments, read_checkpoint, restore_random_state, write_checkpoint
-from ..steps import Steps
-from .actor_settings import ActorSettings
+from ..by_steps import StepTrainer
+from ..settings import StepSettings
+from .perception import PerceptionTrainer
 
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
 
 __all__ = ["ActorTrainer"]
 
-_KIND = "actor_training"
 _STEP = 0.25  # δ in units of τ
 _LARGEST_STEP = 1.0  # of an action, in coordinates
-_REPORT_EVERY = 100
 
 
-class ActorTrainer:
+@dataclass(frozen=True, kw_only=True)
+class ActorSettings(StepSettings):
+    """Settings of `ActorTrainer.train`; see there.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+
+    num_nodes: int
+    final_learning_rate: float = 0.005
+    checkpoint_every: int = 1000
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._set("batch_size", check_count(self.batch_size, "batch_size", 2))
+        self._set("num_nodes", check_count(self.num_nodes, "num_nodes", 4))
+
+
+class ActorTrainer(StepTrainer):
     """Trains a `NeuralActor` for a cost.
 
     Args:
         cost: What responses cost: a cost of the package, or your own (`ActorCost`).
         perception: How stimuli are perceived and responses made, and ranges to train in; `LogNormalPerception()` if None.
-            The beliefs of a `LearnedPerception` are learned first, under the training's seed.
+            A `LearnedPerception` that is not trained yet is trained first, by `PerceptionTrainer` under the same seed.
         hidden_dim: Width of the net.
         num_layers: Its hidden layers.
         device: Where to train.
@@ -63,8 +77,7 @@ class ActorTrainer:
     Attributes:
         actor: The net.
         errors: How far its actions are from optimal ones, measured after training (`ActorErrors`), or None.
-        distances: Mean of |L'/L''| at every hundredth step.
-        num_steps: Steps done.
+        distances: Mean of |L'/L''| at every hundredth step and at the last.
 
     Raises:
         TypeError: If `cost` is not an `ActorCost`, or `perception` not a `Perception`.
@@ -78,6 +91,8 @@ class ActorTrainer:
         torch.Size([2])
     """
 
+    label, metric, shown_metric, report_every, betas = "training actor", "distance", "mean |L'/L''|", 100, (0.9, 0.99)
+
     def __init__(
         self,
         cost: ActorCost,
@@ -88,18 +103,20 @@ class ActorTrainer:
         tracker: Tracker | None = None,
         show_progress_bars: bool = True,
     ):
+        super().__init__(device, tracker, show_progress_bars)
         self.cost, self.perception = check_pair(cost, perception)
         check_expected_cost_is_finite(self.cost, self.perception)
         check_symmetries(self.cost)
-        self.device = torch.device(device)
         if isinstance(self.perception, LearnedPerception) and self.device.type != "cpu":
             raise ValueError(f"an actor on learned beliefs trains on the CPU, got device {self.device}.")
         self._size = {"hidden_dim": hidden_dim, "num_layers": num_layers}
-        self._tracker, self._show_progress_bars = tracker, show_progress_bars
         self.actor: NeuralActor | None = None
         self.errors: ActorErrors | None = None
-        self.distances: list[float] = []
-        self.num_steps = 0
+
+    @property
+    def distances(self) -> list[float]:
+        """Mean of |L'/L''| at every hundredth step and at the last."""
+        return self.reports
 
     def train(
         self,
@@ -108,14 +125,9 @@ class ActorTrainer:
         learning_rate: float = 3e-3,
         *,
         seed: int | None = None,
-        max_seconds: float | None = None,
         num_nodes: int | None = None,
-        final_learning_rate: float = 0.005,
-        clip_max_norm: float | None = 1.0,
         num_validation: int | None = None,
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 1000,
-        resume: bool = False,
+        **settings: Any,
     ) -> NeuralActor:
         """Train a new net, then measure its errors; returns it in evaluation mode.
 
@@ -124,97 +136,60 @@ class ActorTrainer:
             batch_size: Situations in each.
             learning_rate: First learning rate; it falls to `final_learning_rate` times that along a cosine.
             seed: Seed of the whole training; the global generator if None.
-            max_seconds: Stop after so many seconds at the latest; the learning rate falls accordingly.
             num_nodes: Nodes along each axis of state and response; if None 13, or 6 where these are vectors.
-            final_learning_rate: Share of the learning rate that is left at the end.
-            clip_max_norm: Largest norm of gradients; None for no limit.
             num_validation: Actions compared with optimal ones at the end; if None 1000, or 100 of vectors; 0 for none.
-            checkpoint: File that holds the training's state, written every `checkpoint_every` steps and at the end.
-            checkpoint_every: Steps between checkpoints.
-            resume: Go on from `checkpoint` where it exists; the result is that of an uninterrupted training.
+            **settings: `final_learning_rate` (0.005), `clip_max_norm` (1.0), `max_seconds`, `num_shards`, `checkpoint`,
+                `checkpoint_every` (1000) and `resume`, as for every trainer; see `sbi_bed.inference.StepSettings`.
 
         Raises:
+            TypeError: If a keyword is no setting.
             ValueError: If an argument is out of range, the checkpoint is of another training, or costs become NaN.
         """
         vectors = self.perception.action_dim > 1
         num_nodes = (6 if vectors else 13) if num_nodes is None else num_nodes
-        settings = ActorSettings.of(locals())
-        check_checkpoint_arguments(checkpoint, checkpoint_every, resume)
         num_validation = (100 if vectors else 1000) if num_validation is None else num_validation
         check_count(num_validation, "num_validation", 0)
-        description = {**settings.as_plain_data(), **self._size}
-        description |= {"cost": self.cost.describe(), "perception": self.perception.describe()}
-        if self._tracker is not None:
-            self._tracker.log_params(description)
-        with seeded(settings.seed, self.device):
-            actor = self._build()
-            optimizer = torch.optim.Adam(actor.acting_parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
-            start = self._restore(checkpoint, description, actor, optimizer) if resume else 0
-            show = self._show_progress_bars
-            steps = Steps(settings.num_steps, "training actor", start, settings.max_seconds, show=show)
-            for step, done in steps:
-                distance = self._step(actor, optimizer, settings, done)
-                self.num_steps = step + 1
-                if self.num_steps % _REPORT_EVERY == 0:
-                    self._report(steps, step, float(distance))
-                if checkpoint is not None and steps.every(checkpoint_every):
-                    state = {"actor": actor.state_dict(), "optimizer": optimizer.state_dict(), "step": self.num_steps}
-                    write_checkpoint(checkpoint, _KIND, description, state, self.device)
-        self.actor = actor.eval()
+        arguments = {"num_steps": num_steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+        plan = ActorSettings.of({**arguments, "num_nodes": num_nodes, **settings})
+        self._num_nodes = plan.num_nodes
+        self._train(plan)
+        self.actor = self._net
         if num_validation:
-            self.errors = actor_errors(actor, num_validation, seed=0 if settings.seed is None else settings.seed + 1)
-            actor.errors = self.errors.as_plain_data()
-        return actor
+            self.errors = actor_errors(self.actor, num_validation, seed=0 if plan.seed is None else plan.seed + 1)
+            self.actor.errors = self.errors.as_plain_data()
+        return self.actor
 
-    # ---- pieces of a training
+    # ---- what the loop asks
 
-    def _build(self) -> NeuralActor:
+    def _nets(self) -> dict[str, nn.Module]:
+        return {"actor": self._net}
+
+    def _parameters(self, net: nn.Module) -> list[nn.Parameter]:
+        return self._net.acting_parameters()
+
+    def _description(self) -> dict[str, Any]:
+        return {**self._size, "cost": self.cost.describe(), "perception": self.perception.describe()}
+
+    def _build(self, settings: StepSettings) -> None:
         if isinstance(self.perception, LearnedPerception) and not self.perception.fitted:
-            self.perception.fit()
-        actor = NeuralActor(self.cost, self.perception, **self._size)
+            PerceptionTrainer(self.perception, show_progress_bars=self._show_progress_bars).train()
+        self._net = NeuralActor(self.cost, self.perception, **self._size)
         belief, sigma_r, parameters = _parts(draw_situations(self.cost, self.perception, 5000, everywhere=True))
-        actor.fit_scale(belief, sigma_r, parameters)
-        return actor.to(self.device)
+        self._net.fit_scale(belief, sigma_r, parameters)
+        self._net.to(self.device)
 
-    def _step(
-        self, actor: NeuralActor, optimizer: torch.optim.Optimizer, settings: ActorSettings, done: float
-    ) -> Tensor:
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate_at(done)
+    def _loss(self, num: int, done: float) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            situations = draw_situations(self.cost, self.perception, settings.batch_size, everywhere=True)
+            situations = draw_situations(self.cost, self.perception, num, everywhere=True)
         belief, sigma_r, parameters = _parts(situations, self.device)
-        offset = actor.offset(belief, sigma_r, parameters)
-        step = newton_step(self.cost, self.perception, belief, offset.detach(), sigma_r, parameters, settings.num_nodes)
+        offset = self._net.offset(belief, sigma_r, parameters)
+        step = newton_step(self.cost, self.perception, belief, offset.detach(), sigma_r, parameters, self._num_nodes)
         if not bool(torch.isfinite(step).all()):
             raise ValueError(
                 f"the expected cost of {self.cost.name} became NaN or infinite: look at its values where responses or "
                 "states are extreme."
             )
-        optimizer.zero_grad(set_to_none=True)
-        (offset * step).sum(-1 if step.ndim > 1 else ()).mean().backward()
-        torch.nn.utils.clip_grad_norm_(actor.acting_parameters(), settings.largest_norm)
-        optimizer.step()
-        return step.abs().mean()
-
-    def _report(self, steps: Steps, step: int, distance: float) -> None:
-        self.distances.append(distance)
-        steps.say("mean |L'/L''|", self.distances)
-        if self._tracker is not None:
-            self._tracker.log_metrics({"distance": distance}, step=step)
-
-    def _restore(
-        self, path: str | Path | None, description: dict, actor: NeuralActor, optimizer: torch.optim.Optimizer
-    ) -> int:
-        content = read_checkpoint(path, _KIND, description, {"actor", "optimizer", "step"})
-        if content is None:
-            return 0
-        with rebuilding(str(path)):
-            actor.load_state_dict(content["actor"])
-            optimizer.load_state_dict(content["optimizer"])
-            restore_random_state(content, self.device)
-            self.num_steps = check_count(content["step"], "step", 0)
-        return self.num_steps
+        return (offset * step).sum(-1 if step.ndim > 1 else ()).mean(), step.abs().mean()
 
 
 def _parts(situations: Situations, device: torch.device | str = "cpu") -> tuple[Belief, Tensor, dict[str, Tensor]]:

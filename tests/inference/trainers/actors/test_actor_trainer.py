@@ -1,5 +1,7 @@
 """Training an actor: errors against optimal actions, a cost of one's own, resumption, seeds, refusals."""
 
+import math
+
 import pytest
 import torch
 from torch.distributions import Uniform
@@ -104,6 +106,9 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path):
     resumed = ActorTrainer(cost, show_progress_bars=False).train(40, resume=True, **interrupted)
     for first, second in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(first, second)
+    again = ActorTrainer(cost, show_progress_bars=False)
+    again.train(40, resume=True, **interrupted)
+    assert again.num_steps == 40 and len(again.distances) == 1 and all(map(math.isfinite, again.distances))
     with pytest.raises(ValueError, match="is a checkpoint of a training with"):
         ActorTrainer(cost, show_progress_bars=False).train(50, resume=True, **interrupted)
 
@@ -131,7 +136,7 @@ def test_time_ends_a_training_and_a_tracker_is_told():
     trainer = ActorTrainer(QuadraticCost(), tracker=tracker, show_progress_bars=False)
     trainer.train(100_000, batch_size=8, max_seconds=1.0, seed=0, num_validation=0)
     assert 0 < trainer.num_steps < 100_000 and tracker.params["cost"]["name"] == "QuadraticCost"
-    assert tracker.metrics[:1] in ([], [99]) and len(trainer.distances) == len(tracker.metrics)
+    assert tracker.metrics[0] <= 99 and len(trainer.distances) == len(tracker.metrics)
 
 
 def test_errors_say_what_is_wrong():
