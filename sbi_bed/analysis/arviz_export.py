@@ -17,7 +17,6 @@ from torch.distributions import Independent
 
 from .._version import __version__
 from ..inference.posteriors.deep_ensemble import prior_of
-from ..utils.arviz import import_arviz
 from ..utils.checks import as_finite_tensor, check_count
 from ..utils.seeding import seeded
 
@@ -73,7 +72,7 @@ def to_arviz(
         >>> list(moved.data_vars)
         ['log_k', 'alpha']
     """
-    arviz = import_arviz("to_arviz")
+    arviz = _import_arviz()
     prior = prior_of(posterior)
     if prior is None or not (hasattr(posterior, "potential") or hasattr(posterior, "log_prob")):
         raise TypeError(f"to_arviz needs a posterior with a prior and a density, got {type(posterior).__name__}.")
@@ -120,3 +119,11 @@ def _log_prior(prior: Any, theta: Tensor, names: list[str]) -> dict[str, Tensor]
     if factors is not None and factors.shape == theta.shape:
         return dict(zip(names, factors.unbind(-1), strict=True))
     return {"joint": prior.log_prob(theta).reshape(-1)}
+
+
+def _import_arviz() -> Any:
+    try:
+        import arviz
+    except ImportError as err:
+        raise ImportError('to_arviz needs ArviZ: install it with pip install "sbi_bed[arviz]".') from err
+    return arviz

@@ -15,13 +15,17 @@ that is narrower than the likelihood; k̂ shows this. A net with γ as its conte
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ...utils.checks import as_finite_tensor
+from ...utils.text_table import format_table
 from .pareto_smoothing import largest_pareto_k, smoothed_weights
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["PowerScaling", "power_scaling_by_importance"]
 
@@ -59,6 +63,37 @@ class PowerScaling:
     def reliable(self) -> Tensor:
         """Whether moments are reliable at each power, (G,), bool."""
         return self.pareto_k < self.largest_pareto_k
+
+    def __str__(self) -> str:
+        header = ["γ", "k̂", "effective sample size", *(f"mean {j} (sd)" for j in range(self.mean.shape[1]))]
+        rows = []
+        for g, power in enumerate(self.gamma.tolist()):
+            moments = zip(self.mean[g].tolist(), self.sd[g].tolist(), strict=True)
+            mark = "" if bool(self.reliable[g]) else " !"
+            size = float(self.effective_sample_size[g])
+            rows.append([f"{power:g}", f"{float(self.pareto_k[g]):.2f}{mark}", f"{size:.0f}"])
+            rows[-1] += [f"{mean:.3g} ({sd:.3g})" for mean, sd in moments]
+        return f"{format_table(header, rows)}\n! not reliable: k̂ is above {self.largest_pareto_k:.2f}"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each power and parameter."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {
+                    "gamma": power,
+                    "parameter": j,
+                    "mean": float(self.mean[g, j]),
+                    "sd": float(self.sd[g, j]),
+                    "shift": float(self.shift[g, j]),
+                    "pareto_k": float(self.pareto_k[g]),
+                    "reliable": bool(self.reliable[g]),
+                }
+                for g, power in enumerate(self.gamma.tolist())
+                for j in range(self.mean.shape[1])
+            ]
+        )
 
     @property
     def shift(self) -> Tensor:

@@ -185,11 +185,13 @@ def _in_contexts(
         for m, moved in enumerate(of_members)
     ]
     root = torch.stack(root).mean(0)
-    null = []
-    for _ in range(num_null):
-        one, other = (sample(None, member)[:, 0] for member in source.two_members())
-        null.append(_root_mmd(one, other, bandwidth))
-    null = torch.stack(null)
+    pairs = [source.two_members() for _ in range(num_null)]
+    parts = []
+    for m, member in enumerate(source.members):  # all draws of a member in one call
+        count = sum(pair.count(m) for pair in pairs)
+        drawn = source.draws(num * count, member=member)[:, 0] if count else pool[:0]
+        parts.append(iter(((drawn - mean) / sd).split(num)))
+    null = torch.stack([_root_mmd(next(parts[one]), next(parts[other]), bandwidth) for one, other in pairs])
     before = source.log_weights(pool, source.baseline) if source.has_likelihood else None
     weighted = [weighted_change(scaled, source.log_weights(pool, context), before) for context in contexts]
     return {

@@ -67,11 +67,9 @@ class Baseline:
         x = self.x.unsqueeze(0)
         return source.sample_batched((num,), x.expand(len(contexts), *x.shape[1:]), contexts).double()
 
-    def two_members(self) -> list[Any]:
-        """Two different members of an ensemble, drawn at random; or the one posterior twice."""
-        if len(self.members) == 1:
-            return [self.members[0]] * 2
-        return [self.members[m] for m in torch.randperm(len(self.members))[:2]]
+    def two_members(self) -> list[int]:
+        """Places of two different members of an ensemble, drawn at random; or of the one posterior, twice."""
+        return torch.randperm(len(self.members))[:2].tolist() if len(self.members) > 1 else [0, 0]
 
     def prior(self, context: Tensor) -> Any:
         """The prior in a context; None if the posterior has none."""

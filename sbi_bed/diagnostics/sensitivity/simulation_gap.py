@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ from ...utils.packing.sizes import TrainedRange, watch_sizes
 from ...utils.seeding import seeded
 from ...utils.warn_user import warn_user
 from ..typicality import cut_to_mask, members_in_one_context, summary_atypicality
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["SimulationGap", "simulation_gap"]
 
@@ -68,6 +71,14 @@ class SimulationGap:
     atypicality_p_value: Tensor
     same_size_p_value: Tensor | None = None
     sizes: str = ""
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each data set."""
+        import pandas as pd
+
+        columns = ("p_value", "same_size_p_value", "disagreement", "disagreement_p_value", "atypicality_p_value")
+        values = {name: getattr(self, name) for name in columns}
+        return pd.DataFrame({name: value.tolist() for name, value in values.items() if value is not None})
 
     def __str__(self) -> str:
         lines = [

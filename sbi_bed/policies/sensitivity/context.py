@@ -78,7 +78,7 @@ class ContextPolicy(DeepSetsPolicy):
             ValueError: If no context was chosen.
         """
         if self._context is None:
-            raise ValueError("the policy has no context yet: use policy.in_context(context).")
+            raise ValueError("the policy does not know which context is meant: use policy.in_context(context).")
         context = self._context.to(self.empty)
         known = self.context_net(torch.where(self.log_columns, context.clamp_min(1e-30).log(), context))
         return (self.empty + known).expand(*batch_shape, -1)

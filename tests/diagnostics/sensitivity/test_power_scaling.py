@@ -32,6 +32,8 @@ def test_pareto_k_says_where_they_fail():
     *_, mean, sd = linear_gaussian(0.2, 10.0, gamma=0.05)
     assert found.reliable.tolist() == [False, True]
     assert abs(float(found.mean[0]) - float(mean)) > 2 * float(sd)  # it is far off there
+    lines, table = str(found).splitlines(), found.to_dataframe()
+    assert "!" in lines[2] and "!" not in lines[3] and table.reliable.tolist() == [False, True]
 
 
 def test_a_constant_does_not_matter_and_neither_does_the_other_parameters_prior():
