@@ -68,7 +68,7 @@ def train_and_test(models, num_simulations, epochs, num_test, name, command, num
         trainer = ModelComparison(2, embedding_net, show_progress_bars=False)
         return trainer.append_simulations(model_index, x)
 
-    settings = {"max_num_epochs": epochs, "max_seconds": 330 / -(-num_members // 2)}
+    settings = {"max_num_epochs": epochs, "max_seconds": 330 / -(-num_members // 2), "vary_sizes": False}
     start = time.perf_counter()
     ensemble = train_ensemble(build, num_members, seed=0, num_workers=min(2, num_members), train_settings=settings)
     seconds = time.perf_counter() - start
@@ -130,7 +130,7 @@ def test_recognition_memory():
         trainer = ModelComparison(2, HierarchicalEmbedding(2), show_progress_bars=False)
         return trainer.append_simulations(model_index, x)
 
-    training = {"training_batch_size": 128, "max_num_epochs": 16, "max_seconds": 330}
+    training = {"training_batch_size": 128, "max_num_epochs": 16, "max_seconds": 330, "vary_sizes": False}
     ensemble = train_ensemble(build, 2, seed=0, num_workers=2, train_settings=training)
     seconds = time.perf_counter() - start
     test_index, test_x = simulate_models(models, 10_000, seed=2)
@@ -189,7 +189,7 @@ def test_evidence_accumulation():
         trainer = ModelComparison(4, HierarchicalEmbedding(3), show_progress_bars=False)
         return trainer.append_simulations(model_index, x)
 
-    training = {"training_batch_size": 64, "max_num_epochs": scale["epochs"]}
+    training = {"training_batch_size": 64, "max_num_epochs": scale["epochs"], "vary_sizes": False}
     ensemble = train_ensemble(build, scale["members"], 0, scale["workers"], train_settings=training)
     seconds = time.perf_counter() - start
     found = model_calibration(ensemble.log_probs(test_x), test_index, seed=0)

@@ -57,7 +57,7 @@ def test_routes_to_the_evidence(size):
         torch.manual_seed(0)
         alpha = 2.0 if loss == "l-pop" else None
         trainer = ModelComparison(2, HierarchicalEmbedding(1), show_progress_bars=False, loss=loss, alpha=alpha)
-        trainer.append_simulations(model_index, x).train(max_num_epochs=12, seed=0)
+        trainer.append_simulations(model_index, x).train(max_num_epochs=12, seed=0, vary_sizes=False)
         classifiers[f"classifier, {loss}"] = trainer.build_posterior()
     torch.manual_seed(0)
     posteriors = [posterior_of_variances(models, j, 10_000) for j in range(2)]
@@ -92,7 +92,8 @@ def test_transfer_from_small_data():
     for seed in range(5):
         torch.manual_seed(seed)
         first = ModelComparison(2, HierarchicalEmbedding(1), show_progress_bars=False)
-        first.append_simulations(*simulate_models(small, 20_000, seed=10 + seed)).train(max_num_epochs=8, seed=seed)
+        simulations = simulate_models(small, 20_000, seed=10 + seed)
+        first.append_simulations(*simulations).train(max_num_epochs=8, seed=seed, vary_sizes=False)
         data = simulate_models(large, 6000, seed=20 + seed)
         losses = {}
         for name in steps:
@@ -101,7 +102,8 @@ def test_transfer_from_small_data():
                 trainer = ModelComparison(2, HierarchicalEmbedding(1), show_progress_bars=False)
             else:
                 trainer = ModelComparison.transfer(first.build_posterior(), show_progress_bars=False)
-            trainer.append_simulations(*data).train(64, max_num_epochs=16, validation_fraction=0.3, seed=seed)
+            settings = {"max_num_epochs": 16, "validation_fraction": 0.3, "seed": seed, "vary_sizes": False}
+            trainer.append_simulations(*data).train(64, **settings)
             losses[name] = trainer.validation_losses
         goal = min(map(min, losses.values())) + 0.01
         for name, values in losses.items():

@@ -125,7 +125,7 @@ def test_model_probabilities_under_scaled_priors():
     embedding = ContextEmbedding(models.x_shape, 1, HierarchicalEmbedding(1), contexts.log_columns)
     trainer = ModelComparison(2, embedding, show_progress_bars=False)
     trainer.append_simulations(model_index, pack_context(x, context))
-    trainer.train(128, max_num_epochs=12, seed=0)
+    trainer.train(128, max_num_epochs=12, seed=0, vary_sizes=False)
     trained = str(clock)
     posterior = ContextModelPosterior(trainer.build_posterior(), contexts)
     _, test_x, test_context = simulate_models_with_context(models.scaled_models, 1000, contexts, seed=2)

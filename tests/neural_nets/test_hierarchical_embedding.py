@@ -80,6 +80,7 @@ def test_in_single_precision_too():
     torch.testing.assert_close(embedding(shuffled(shuffled(full, 1), 2)), summary, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:the data leave the range")
 @settings(max_examples=30, deadline=None)
 @given(
     sizes=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=4), min_size=1, max_size=4),

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ...utils.checks import as_finite_tensor, check_count
 from ...utils.packing.sizes import watch_sizes
+from ...utils.sbi_warnings import without_sbi_notes
 from ...utils.seeding import seeded
 from ...utils.text_table import format_table
 
@@ -156,7 +157,7 @@ def data_sensitivity(
             if variants[name].shape[1:] != x.shape:
                 raise ValueError(f"{name} must be data of shape {tuple(x.shape)}, got {tuple(data.shape)}.")
         batch = torch.cat([x.unsqueeze(0), *variants.values()])
-        with watch_sizes(warn=False) as watch:
+        with watch_sizes(warn=False) as watch, without_sbi_notes():
             found, scale = _summaries(posterior, batch, check_count(num_samples, "num_samples", 2), sample_settings)
     watch.warn()
     stem = "M" if _is_over_models(posterior) else "theta_"

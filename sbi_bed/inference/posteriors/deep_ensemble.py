@@ -21,6 +21,7 @@ from torch.distributions import Distribution
 from ...utils.checks import as_finite_tensor
 from ...utils.files import load_file, rebuilding, save_file
 from ...utils.packing.sizes import watch_sizes
+from ...utils.sbi_warnings import without_sbi_notes
 from ...utils.seeding import seeded
 from .model_posterior import ModelPosterior, describe_model_posterior, restore_model_posterior
 from .model_probabilities import ModelProbabilities, warn_of_losing_models
@@ -187,7 +188,7 @@ class DeepEnsemblePosterior:
         num = torch.Size(sample_shape).numel()
         chosen = self.weights.multinomial(num, replacement=True) if num else torch.zeros(0)
         mixed = None
-        with watch_sizes():
+        with watch_sizes(), without_sbi_notes():
             for number, member in enumerate(self.members):
                 places = (chosen == number).nonzero().squeeze(-1)
                 if len(places) == 0:

@@ -31,6 +31,7 @@ from torch import Tensor
 from ...simulators.base import prior_log_prob
 from ...simulators.models.model_family import as_log_prior
 from ...utils.checks import as_finite_tensor, check_count
+from ...utils.sbi_warnings import without_sbi_notes
 from ...utils.seeding import seeded
 from ...utils.smc import weights_sample_size
 from ...utils.student_t import log_student_t
@@ -147,7 +148,8 @@ def _log_weights(posterior: Any, target: _Target, x: Tensor, num: int, num_round
     """log w(θ_s) of the last round, shape (S, B), float64; −inf outside the prior."""
     estimator = getattr(posterior, "posterior_estimator", None)
     if estimator is None:
-        theta = posterior.sample_batched((num,), x=x, show_progress_bars=False)
+        with without_sbi_notes():
+            theta = posterior.sample_batched((num,), x=x, show_progress_bars=False)
         log_q = posterior.log_prob_batched(theta, x=x)
     else:  # q as it is, with what leaks out of the prior: such draws count with weight 0
         theta = estimator.sample((num,), condition=x)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ...utils.checks import check_count
 from ...utils.parallel import run_seeded
+from ...utils.sbi_warnings import without_sbi_notes
 from ...utils.seeding import seeded
 from ...utils.warn_user import warn_user
 from ..posteriors.deep_ensemble import DeepEnsemblePosterior
@@ -91,7 +92,8 @@ def train_ensemble(
     takes_number = any(p.kind in positional for p in inspect.signature(build_trainer).parameters.values())
 
     def train(number: int) -> tuple[Any, Tensor | None]:
-        trainer = build_trainer(number) if takes_number else build_trainer()
+        with without_sbi_notes():
+            trainer = build_trainer(number) if takes_number else build_trainer()
         if hasattr(trainer, "train") and hasattr(trainer, "build_posterior"):
             net = train_on_split(trainer, split_seed, train_settings or {})
             return trainer.build_posterior(), held_out_losses(trainer, net)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...simulators.base import DesignSimulator
 from ...utils.checks import check_count
+from ...utils.packing.sizes import TrainedRange
 from ..first_weights import remember_first_weights
 from ..trial_features import TrialFeatures
 
@@ -91,6 +92,7 @@ class HistoryEmbedding(nn.Module):
         self.input_dim, self.output_dim = simulator.design_dim + simulator.outcome_dim + 1, output_dim
         sizes = (self.features.output_dim, output_dim, hidden_dim, num_layers, num_heads)
         self.rounds = nn.ModuleList(_Round(*sizes, first=i == 0, last=i == num_rounds - 1) for i in range(num_rounds))
+        self.trained = TrainedRange(1, ("trials",))
         remember_first_weights(self, "rounds")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,6 +103,8 @@ class HistoryEmbedding(nn.Module):
         """
         self._check(x)
         features, mask = self.features.of_history(x.to(self.features.outcome_sd))
+        if not (self.training and math.prod(x.shape[:-2]) <= 1):  # one row may be a probe of sbi's, with noise for data
+            self.trained(mask.reshape(-1, mask.shape[-1]))
         summary = features.new_zeros(*features.shape[:-2], 0)
         for read in self.rounds:
             summary = read(features, mask > 0, summary)

@@ -12,7 +12,7 @@ and likewise on more levels: 0 where all sets of a level have one size.
 Where sizes are random the smallest of N may be a rare one, and new data could leave the range by chance. So a tail is added.
 Let p be the frequency of the smallest size that was seen ten times, and q that of the next larger one. The tail p r^k with
 r = min(p/q, 0.6) ends where it falls below 10⁻⁶. There is none if the smallest size of all is common, p > q/2: designs end
-there. Likewise for the largest size.
+there. Likewise for the largest size. A tail adds a fifth of the range at most, and nothing beyond the padded size.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class TrainedRange(nn.Module):
     def learn(self, mask: Tensor) -> None:
         """Take the range from the masks of all training data, (N, …, observations), and forget what was before."""
         sizes, missing = sizes_of_mask(mask)
-        bounds = [_range_of_sizes(size[size > 0]) for size in sizes]
+        bounds = [_range_of_sizes(size[size > 0], room) for size, room in zip(sizes, mask.shape[1:], strict=True)]
         low, high = float(missing.min()), float(missing.max())
         slack = 0.25 * (high - low)
         bounds.append((max(0.0, low - slack), min(1.0, high + slack)))
@@ -129,6 +129,8 @@ class TrainedRange(nn.Module):
     @torch.no_grad()
     def forward(self, mask: Tensor) -> None:
         """Widen the range to these masks (B, …, observations) in training; otherwise tell who watches that they leave it."""
+        if len(mask) == 0:
+            return
         if self.training:
             values, _ = self._values_outside(mask)
             self.low.copy_(torch.minimum(self.low, values[..., 0].amin(0)))
@@ -236,15 +238,15 @@ def _interval(bounds: tuple[float, float]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def _range_of_sizes(size: Tensor) -> tuple[float, float]:
-    """Smallest and largest of sizes (n,), with the tail that random sizes have beyond them."""
+def _range_of_sizes(size: Tensor, room: int) -> tuple[float, float]:
+    """Smallest and largest of sizes (n,), with the tail that random sizes have beyond them, up to `room`."""
     values, counts = size.unique(return_counts=True)
     low, high, counts = int(values[0]), int(values[-1]), counts.tolist()
     if low == high:
         return low, high
-    slack = math.ceil(0.1 * (high - low))  # where sizes are too many to count each
+    slack = math.ceil(0.2 * (high - low))
     below, above = (_edge(counts[::step], values.tolist()[::step], slack) for step in (1, -1))
-    return max(1, min(low, below)), max(high, above)
+    return max(1, low - slack, min(low, below)), min(room, high + slack, max(high, above))
 
 
 def _edge(counts: list[int], values: list[int], slack: int) -> int:

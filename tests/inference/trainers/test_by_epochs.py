@@ -145,6 +145,7 @@ def test_without_a_seed_the_caller_s_generator_is_used_and_goes_on(build, tmp_pa
     assert results_of(trainer) == results_of(whole_net) and torch.equal(torch.get_rng_state(), after)
 
 
+@pytest.mark.filterwarnings("ignore:the net tells the models no better apart:RuntimeWarning")
 @each_trainer
 def test_the_same_seed_is_the_same_training(build):
     """Also with an embedding net of this package whose weights were drawn without a seed."""
@@ -166,6 +167,7 @@ def test_another_training_s_checkpoint_is_refused(build, tmp_path):
             build().train(**{**COMMON, **change}, checkpoint=path, resume=True)
 
 
+@pytest.mark.filterwarnings("ignore:the net tells the models no better apart:RuntimeWarning")
 @each_trainer
 def test_what_training_used_is_forgotten(build):
     """A trainer can be copied after training, and holds its simulations once."""
@@ -197,7 +199,7 @@ class Line(EpochTrainer):
 def test_a_new_trainer_says_no_more_than_its_data_its_net_and_its_loss():
     trainer = Line(show_progress_bars=False)
     net = trainer.train(20, seed=0)
-    assert abs(float(net.weight) - 3) < 1e-2 and trainer.num_epochs == len(trainer.validation_losses) == 20
+    assert abs(net.weight.item() - 3) < 1e-2 and trainer.num_epochs == len(trainer.validation_losses) == 20
     assert trainer.held_out_losses.shape == (20,) and trainer.held_out_losses.max() < 1e-3
 
 

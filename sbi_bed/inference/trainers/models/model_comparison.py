@@ -203,8 +203,9 @@ class ModelComparison(EpochTrainer):
                 look at the held-out simulations. The learning rate falls within this time.
             vary_sizes: Whether data sets are trained on in random sizes, drawn anew for each simulation and epoch: from one
                 group and one observation up to the simulated size, with 0 to 60 % missing. If None it is done where a
-                `HierarchicalEmbedding` would see data sets of one size only; the progress bar and `varied_sizes` say so.
-                Outside the sizes of its training the net gives wrong answers, with a warning.
+                `HierarchicalEmbedding` would see data sets of one size only; the progress bar and `varied_sizes` say so. To
+                be good at all sizes it takes 1,000 steps or more. At other sizes than those of its training a net can be
+                far off, and warns.
             checkpoint: File that holds the training's state, written every `checkpoint_every` epochs and at the end.
             checkpoint_every: Epochs between checkpoints.
             resume: Go on from `checkpoint` if it exists; the result is that of an uninterrupted training.
