@@ -37,8 +37,9 @@ class PriorSensitivity:
         sd_ratio: Standard deviations over the baseline's, (G, P).
         levels: Levels of the quantiles, (Q,).
         quantile_shift: Change of quantiles, (G, Q, P).
-        weighted_shift: Change of means by importance weights of the baseline's draws, (G, P), a check of `mean_shift`; NaN
-            if there are no weights or k̂ is too large.
+        weighted_shift: Change of means by importance weights of the baseline's draws, (G, P), a check of `mean_shift`. With
+            a likelihood, weights also correct the baseline and its standard deviation, so this is the answer without the
+            error of the net. NaN if there are no weights or k̂ is too large.
         weighted_shift_stderr: Standard errors of `weighted_shift`, (G, P).
         pareto_k: k̂ of the weights, (G,); NaN if there are none, −∞ if they are equal.
         names: Names of the parameters, P.

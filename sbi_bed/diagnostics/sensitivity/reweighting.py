@@ -131,7 +131,7 @@ class WeightedChange:
     """Change of a posterior by importance weights; NaN if k̂ is too large, or if there are no weights.
 
     Attributes:
-        mean_shift: Change of means, (P,), in the baseline's standard deviations.
+        mean_shift: Change of means, (P,), in standard deviations of the baseline, corrected if weights correct it.
         stderr: Standard errors of `mean_shift`, (P,); draws count as independent.
         sd_ratio: Standard deviations over the baseline's, (P,).
         quantile_shift: Change of quantiles, (Q, P).
@@ -169,7 +169,8 @@ def weighted_change(
     each = after[:, None] * (scaled - mean) - still[:, None] * (scaled - own_mean)
     at = torch.tensor(levels, dtype=torch.float64)
     quantiles = weighted_quantiles(scaled, after, at) - weighted_quantiles(scaled, still, at)
-    return WeightedChange(mean - own_mean, each.square().sum(0).sqrt(), sd / own_sd, quantiles, pareto_k)
+    stderr = each.square().sum(0).sqrt()
+    return WeightedChange((mean - own_mean) / own_sd, stderr / own_sd, sd / own_sd, quantiles / own_sd, pareto_k)
 
 
 def _log_prob(prior: Any, theta: Tensor) -> Tensor:
