@@ -1,4 +1,4 @@
-"""Several routes to the evidence, on the same data: do they agree?"""
+"""Compare several routes to the evidence on the same data sets."""
 
 from __future__ import annotations
 

@@ -1,19 +1,19 @@
-r"""Evidences from fitted posteriors: the same question as a classifier's, answered without one.
+r"""Evidences of models from a fitted posterior of each, without a classifier.
 
-For a posterior q(θ | x) of sbi, of one model, and that model's likelihood and prior,
+For a model with a likelihood, a prior and a posterior q(θ | x) from sbi,
 
-    log p(x) = log p(x | θ) + log p(θ) − log p(θ | x)      for every θ,
+    log p(x) = log p(x | θ) + log p(θ) − log p(θ | x)      for every θ.
 
-and with q in place of p(θ | x) there are two ways to read it. With w(θ) = p(x | θ) p(θ) / q(θ | x) and draws θ_s ~ q,
+With q in place of p(θ | x) there are two estimates. With w(θ) = p(x | θ) p(θ) / q(θ | x) and draws θ_s ~ q,
 
 - ``"importance"``: log S⁻¹ Σ_s w(θ_s). p̂ is unbiased for any q that reaches as far as the posterior; the effective sample
   size (Σ w)² / Σ w² tells how well it fits;
 - ``"identity"``: S⁻¹ Σ_s log w(θ_s), a lower bound on log p(x), short of it by KL(q ‖ posterior). All terms are equal where
   q is exact: their spread shows what q gets wrong, however large S.
 
-Where q is poor few draws carry all the weight. Importance sampling therefore adapts to each data set: from the weighted
-draws so far, the largest weights flattened (Koblents & Míguez 2015, doi 10.1007/s11222-013-9440-2), a multivariate t in
-unconstrained coordinates is fitted, which the next round draws from. Given earlier rounds the last one is unbiased.
+Where q is poor, few draws carry all the weight. So importance sampling adapts to each data set: a multivariate t in
+unconstrained coordinates is fitted to the weighted draws so far, with the largest weights made equal (Koblents & Míguez
+2015, doi 10.1007/s11222-013-9440-2), and the next round draws from it. Given the earlier rounds, the last one is unbiased.
 
 The likelihood may be exact, one in which some parameters are integrated out, or a fitted one of sbi's (NLE).
 """
