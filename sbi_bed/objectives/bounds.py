@@ -1,10 +1,10 @@
 """Both contrastive bounds from the same draws, with standard errors that are honest about shared contrastive samples.
 
-Rollouts come in blocks, each with contrastive samples of its own. Within a block errors are correlated, so standard
-errors are taken over blocks. More contrastive samples only continue the running sums: nothing is thrown away.
+Rollouts come in blocks, each with contrastive samples of its own. Errors are correlated within a block, so standard errors
+are taken over blocks. More contrastive samples only continue the running sums.
 
-Where contrastive samples come from is one function's business, `add` of `accumulate_bounds`: the prior here, a proposal
-adapted to each history in `diagnostics/posterior_bounds.py`.
+The argument `add` of `accumulate_bounds` says where contrastive samples come from: here from the prior, in
+`diagnostics/design/posterior_bounds.py` from a proposal adapted to each history.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 r"""Contrastive bounds on the expected information gain, streamed over contrastive samples.
 
 A history h = (ξ_1, y_1, …, ξ_T, y_T) of θ_0 ~ p(θ) under a policy carries the gain E[log p(h | θ_0) − log p(h)]. With
-contrastive θ_1, …, θ_L ~ p(θ) (Foster et al. 2020, arXiv 1911.00294; 2021, arXiv 2103.02438)
+contrastive samples θ_1, …, θ_L ~ p(θ) there are two bounds (Foster et al. 2020, arXiv 1911.00294; 2021, arXiv 2103.02438):
 
     sPCE = E[ log p(h | θ_0) − log 1/(L+1) Σ_{l=0..L} p(h | θ_l) ]  ≤  EIG,
     sNMC = E[ log p(h | θ_0) − log 1/L Σ_{l=1..L} p(h | θ_l) ]      ≥  EIG.
 
-Both need log Σ_l p(h | θ_l) =: s. Its gradient is Σ_l w_l ∇ log p(h | θ_l) with softmax weights w_l, so contrastive
-samples can be taken in chunks: a running maximum, a running sum and a running gradient, rescaled as the maximum grows.
-One forward and one backward pass for each chunk; what is kept is O(B · T), never O(B · L · T). Contrastive samples are
-shared over the batch of histories, which leaves the expectation for each history as it is, or are each history's own.
+Both need log Σ_l p(h | θ_l) =: s. Its gradient is Σ_l w_l ∇ log p(h | θ_l) with softmax weights w_l. So contrastive
+samples can be processed in chunks, with a running maximum, a running sum and a running gradient, which are rescaled when
+the maximum grows. Each chunk takes one forward and one backward pass; memory is O(B · T), never O(B · L · T). Contrastive
+samples are either shared by all histories of the batch, which does not change the expectation, or drawn for each history.
 
-With `compile=True` a chunk's passes become one fused loop (`torch.compile`): the same estimator, fewer trips to memory.
+With `compile=True` the passes of a chunk become one fused loop (`torch.compile`): the same estimator, less memory traffic.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class _Stream(NamedTuple):
         if log_weights is not None and log_weights.ndim == 1:
             log_weights = log_weights.unsqueeze(1)
         missing = -len(contrastive) % self.chunk_size if self.compile else 0
-        if missing:  # all chunks of one size: the last is filled up with samples that weigh nothing
+        if missing:  # all chunks have one size: the last is filled up with samples of weight 0
             log_weights = contrastive.new_zeros(len(contrastive), 1) if log_weights is None else log_weights
             log_weights = torch.cat([log_weights, log_weights.new_full((missing, log_weights.shape[1]), -torch.inf)])
             contrastive = torch.cat([contrastive, contrastive[:missing]])
@@ -186,18 +186,18 @@ class _StreamedLogSum(torch.autograd.Function):
 
 
 class _Chunk(NamedTuple):
-    """Contrastive samples to be taken in, and what they are compared with."""
+    """Contrastive samples to add, and the trials that they are compared with."""
 
     log_likelihood: Callable[[Tensor, Tensor, Tensor], Tensor]
     theta: Tensor  # (C, 1 or B, P)
     log_weights: Tensor | None  # (C, 1 or B)
     trials: tuple[Tensor, Tensor]  # designs and outcomes (T, 1, B, F)
-    needed: tuple[bool, ...]  # which of them want gradients
+    needed: tuple[bool, ...]  # which of them need gradients
     every_trial: bool
 
 
 class _Sums(NamedTuple):
-    """What is kept of all chunks so far."""
+    """Running sums over all chunks so far."""
 
     top: Tensor  # running maximum, (B,) or (T, B)
     total: Tensor  # running sum, relative to it
@@ -205,7 +205,7 @@ class _Sums(NamedTuple):
 
 
 def _differentiate(chunk: _Chunk, sums: _Sums) -> _Sums:
-    """Take one chunk into the running maximum, sum and gradients."""
+    """Add one chunk to the running maximum, sum and gradients."""
     leaves = [t.detach().requires_grad_() for t, need in zip(chunk.trials, chunk.needed, strict=True) if need]
     with torch.set_grad_enabled(bool(leaves)):
         by_trial = chunk.log_likelihood(chunk.theta, *_with_leaves(chunk, leaves))
@@ -239,13 +239,13 @@ def _differentiate_functionally(chunk: _Chunk, sums: _Sums) -> _Sums:
 
 
 def _with_leaves(chunk: _Chunk, leaves: Sequence[Tensor]) -> list[Tensor]:
-    """Designs and outcomes, those that want gradients replaced by their leaves."""
+    """Designs and outcomes, with leaves in place of those that need gradients."""
     given = iter(leaves)
     return [next(given) if need else tensor for tensor, need in zip(chunk.trials, chunk.needed, strict=True)]
 
 
 def _accumulate(by_trial: Tensor, last: Tensor, chunk: _Chunk, sums: _Sums) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """New maximum and sum; the last row's weights (C, B) relative to that maximum, and how much earlier sums shrink."""
+    """New maximum and sum, the weights (C, B) of the last row relative to the maximum, and the factor of earlier sums."""
     values = by_trial.cumsum(0) if chunk.every_trial else last
     if chunk.log_weights is not None:
         values = values + chunk.log_weights
@@ -257,7 +257,7 @@ def _accumulate(by_trial: Tensor, last: Tensor, chunk: _Chunk, sums: _Sums) -> t
 
 @functools.cache
 def _compiled() -> Callable[..., Any]:
-    """`_differentiate_functionally` through `torch.compile`, or after a warning `_differentiate` where that fails."""
+    """`_differentiate_functionally` through `torch.compile`; where that fails a warning, and `_differentiate`."""
     fused, failed = torch.compile(_differentiate_functionally, dynamic=False), weakref.WeakSet()
 
     def differentiate(chunk: _Chunk, sums: _Sums) -> _Sums:
@@ -266,7 +266,9 @@ def _compiled() -> Callable[..., Any]:
             return _differentiate(chunk, sums)
         try:
             return fused(chunk, sums)
-        except Exception as err:  # of a compiler, of which there are many; an error of the likelihood comes again below
+        except (
+            Exception
+        ) as err:  # compilers raise many kinds of errors; an error of the likelihood is raised again below
             outcome = _differentiate(chunk, sums)
             failed.add(model)
             reason = str(err).strip().splitlines()[0] if str(err).strip() else ""
@@ -282,5 +284,5 @@ def _features_first(tensor: Tensor) -> Tensor:
 
 
 def _trials_first(tensor: Tensor) -> Tensor:
-    """(B, T, F) → (T, 1, B, F), detached, each feature contiguous: sums over trials then run along memory."""
+    """(B, T, F) → (T, 1, B, F), detached, each feature contiguous: so that sums over trials run along memory."""
     return _features_first(tensor.detach().transpose(0, 1).unsqueeze(1))

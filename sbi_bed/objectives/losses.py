@@ -7,9 +7,8 @@ r"""Losses whose gradient in a policy's weights is that of −(contrastive bound
     ∇ E[g_T] = E[ Σ_t (g_T − c_t) ∇ log p(y_t | θ_0, ξ_t) + ∇ g_T ],
 
 for any control variate c_t that does not depend on y_t (Foster et al. 2021, arXiv 2103.02438, eq. 12, has c_t = 0). Here
-c_t = g_{t−1} + the mean over the *other* histories of g_T − g_{t−1}: what was known before trial t says nothing of y_t,
-and the others' mean removes most of what is left. Both terms keep the expectation. `baseline="none"` is the plain form,
-for comparison.
+c_t = g_{t−1} + the mean over the *other* histories of g_T − g_{t−1}. Neither part depends on y_t, so the expectation stays,
+and together they remove most of the variance. `baseline="none"` is the plain form, for comparison.
 
 Where outcomes are discrete in part (`DesignSimulator.log_discrete`), only that part is scored and the rest is
 differentiated: the same formula, with y attached.

@@ -1,4 +1,4 @@
-r"""How much an experiment is expected to tell about which model holds, whatever its parameters are.
+r"""Expected information gain about which of several models is true, with all parameters unknown.
 
 With J models, the gain about the index m is I(M; h) = E[ log p(m_0 | h) − log p(m_0) ], m_0 the model that made h. Any
 distribution q(m | h) in place of the posterior makes that smaller (Barber and Agakov 2003). Here
@@ -121,7 +121,7 @@ def gain_about_model(mixture: ModelMixture, log_probs: Tensor, index: Tensor) ->
 
 
 class ModelPCE(Bound):
-    """Contrastive bound on the gain about which model of a `ModelMixture` holds, whatever its parameters are.
+    """Contrastive bound on the gain about which model of a `ModelMixture` is true, with all parameters unknown.
 
     Args:
         num_contrastive: Contrastive samples, shared out among the models.
@@ -156,7 +156,7 @@ class ModelPCE(Bound):
         self._options = {"baseline": baseline, "compile": bool(compile)}
 
     def check(self, experiments: Experiments) -> None:
-        """See that there are models to tell apart, and that whole experiments are planned.
+        """Check that there are models to compare, and that whole experiments are planned.
 
         Raises:
             ValueError: If not.

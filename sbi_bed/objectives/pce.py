@@ -68,7 +68,7 @@ class PCE(Bound):
         self._is_local, self._local = proposal == "local", None
 
     def check(self, experiments: Experiments) -> None:
-        """See that there is a likelihood, and what gradient and proposal need.
+        """Check that there is a likelihood, and what gradient and proposal need.
 
         Raises:
             ValueError: If not.

@@ -1,14 +1,13 @@
 r"""Contrastive samples near the truth, for gains larger than the logarithm of their number.
 
-Where an experiment tells much more than log L nats, prior draws never come near θ_0, and sPCE stands at log(L + 1)
-whatever the policy does. Here half the contrastive samples are drawn near θ_0, at all scales, and weighted by importance:
+If the gain is much larger than log L nats, no prior draw comes near θ_0, and sPCE is log(L + 1) for every policy. Here half the contrastive samples are drawn near θ_0, at all scales, and weighted by importance:
 
     θ_l ~ q(θ | θ_0) = ½ p(θ) + ½ 1/J Σ_j N(θ; θ_0, (s_j σ)²),     p̂(h) = 1/L Σ_l p(θ_l) / q(θ_l | θ_0) · p(h | θ_l),
 
-with σ the prior's standard deviations, in unconstrained coordinates. p̂ is unbiased for p(h), whatever θ_0, so that
-E[log p(h | θ_0) − log p̂(h)] is an upper bound on the gain (a variational nested Monte Carlo bound, Foster et al. 2019,
-arXiv 1903.05480, whose proposal may look at θ_0 since it needs no θ_0 among its samples). The prior half keeps the weights
-below 2. It trains policies; to judge them there is `expected_information_gain`.
+with σ the prior's standard deviations, in unconstrained coordinates. p̂ is unbiased for p(h) given any θ_0, so
+E[log p(h | θ_0) − log p̂(h)] is an upper bound on the gain: a variational nested Monte Carlo bound (Foster et al. 2019,
+arXiv 1903.05480). Its proposal may depend on θ_0, since θ_0 is not among its samples. The half from the prior keeps the
+weights below 2. This bound is for training; `expected_information_gain` evaluates a policy.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 r"""Refining a policy in mid-experiment, the inner step of Step-DAD (arXiv 2507.14057).
 
-After τ trials the gain splits, I_{1→T}(π) = I_{1→τ}(π_0) + E[I^{h_τ}_{τ+1→T}(π_τ)]. Given h_τ: **infer** p(θ | h_τ);
-**refine** a copy of the policy on the gain of the remaining trials, θ_0 and contrastive samples drawn from that
-posterior; **judge** both policies on held-out draws with common random numbers and keep the old one unless the new one
-is better by more than the comparison's standard error.
+After τ trials the gain splits, I_{1→T}(π) = I_{1→τ}(π_0) + E[I^{h_τ}_{τ+1→T}(π_τ)]. Given h_τ there are three steps:
 
-Without a likelihood the posterior is a trained one of sbi's, and the bound has a net inside, which goes on from where the
-policy's training left it. Both policies are judged by it; the old one also by the net as it was, whichever says more.
+1. Infer p(θ | h_τ).
+2. Refine a copy of the policy on the gain of the remaining trials. θ_0 and contrastive samples are posterior draws.
+3. Compare both policies on held-out draws with common random numbers. The old policy stays unless the new one is better
+   by more than the standard error of the comparison.
 
-With a time budget the old policy is judged first, which shows what judging costs, and training takes what is left.
+Without a likelihood the posterior is a trained one of sbi's, and the bound has a net inside, whose training continues.
+Both policies are compared by the trained net; for the old policy the net before the refinement counts if it gives more.
+
+With a time budget the old policy is evaluated first, which shows the cost of an evaluation. Training gets the rest.
 """
 
 from __future__ import annotations
@@ -41,17 +43,17 @@ _NO_END = 10**7  # steps, where time is what counts
 
 @dataclass(frozen=True)
 class Refinement:
-    """What a refinement did.
+    """Result of a refinement.
 
     Attributes:
-        policy: The policy to go on with: the refined one, or the old one where that was no better.
-        accepted: Whether it is the refined one.
+        policy: The policy to continue with: the refined one, or the old one if the refined one was not better.
+        accepted: Whether `policy` is the refined one.
         gain_before: Gain of the remaining trials under the old policy, nats, on held-out draws.
         gain_after: The same under the refined one.
         difference_stderr: Standard error of gain_after − gain_before, paired.
         effective_sample_size: Of the posterior draws behind all of it.
         num_steps: Gradient steps taken.
-        seconds: Time it took, inference and judgement included.
+        seconds: Duration, inference and comparison included.
     """
 
     policy: Policy
@@ -116,8 +118,8 @@ def refine_policy(
         bound: What the refinement raises, such as the bound that the policy was trained with (`DAD(...).bound`); it is not
             changed. If None `PCE()`, or without a likelihood a new `InfoNCE`.
         num_particles: Posterior draws.
-        num_held_out: Simulated continuations, and contrastive draws, that judge the result.
-        max_seconds: Budget for all of it. Inference is not cut short; if nothing is left after it, the old policy stays.
+        num_held_out: Simulated continuations, and contrastive draws, for the comparison.
+        max_seconds: Budget for all three steps. Inference is not cut short; if no time is left after it, the old policy stays.
         seed: Seed of everything; the global generator if None.
         show_progress_bars: Whether to show progress.
 
@@ -186,9 +188,9 @@ def refine_policy(
 
 
 def _seconds_left(max_seconds: float | None, begin: float, start: float, num_judgements: int) -> float | None:
-    """What training may take of a budget that began at `begin`, if each judgement takes as long as the one since `start`.
+    """Seconds that are left for training in a budget that began at `begin`.
 
-    Half as much again is left for judging, lest the budget be overrun.
+    Each evaluation is assumed to take as long as the one since `start`. A reserve of half of that keeps the budget.
     """
     now = time.perf_counter()
     return None if max_seconds is None else max_seconds - (now - begin) - 1.5 * (now - start) * num_judgements
@@ -197,7 +199,7 @@ def _seconds_left(max_seconds: float | None, begin: float, start: float, num_jud
 def posterior_draws(
     simulator: DesignSimulator, history: Tensor, horizon: int, sample_with: Any, num: int
 ) -> tuple[Tensor, float]:
-    """Draws (N, P) of p(θ | history), and how many independent ones they are worth."""
+    """Draws (N, P) of p(θ | history), and their effective sample size."""
     if isinstance(sample_with, str):
         if not simulator.has_likelihood:
             raise ValueError(
