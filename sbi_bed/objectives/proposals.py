@@ -1,6 +1,7 @@
 r"""Contrastive samples near the truth, for gains larger than the logarithm of their number.
 
-If the gain is much larger than log L nats, no prior draw comes near θ_0, and sPCE is log(L + 1) for every policy. Here half the contrastive samples are drawn near θ_0, at all scales, and weighted by importance:
+If the gain is much larger than log L nats, no prior draw comes near θ_0, and sPCE is log(L + 1) for every policy. Here
+half the contrastive samples are drawn near θ_0, at all scales, and weighted by importance:
 
     θ_l ~ q(θ | θ_0) = ½ p(θ) + ½ 1/J Σ_j N(θ; θ_0, (s_j σ)²),     p̂(h) = 1/L Σ_l p(θ_l) / q(θ_l | θ_0) · p(h | θ_l),
 

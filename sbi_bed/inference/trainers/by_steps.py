@@ -42,6 +42,28 @@ class StepTrainer:
         device: Where to train.
         reports: What `_loss` reported, at every `report_every`-th step and at the last.
         num_steps: Steps done.
+
+    Example:
+        >>> class LineTrainer(StepTrainer):  # fits y = 3 x by least squares
+        ...     def __init__(self, **options):
+        ...         super().__init__(**options)
+        ...         self.line = nn.Linear(1, 1)
+        ...
+        ...     def train(self, num_steps=200, batch_size=16, learning_rate=0.1, **settings):
+        ...         settings |= {"num_steps": num_steps, "batch_size": batch_size, "learning_rate": learning_rate}
+        ...         self._train(StepSettings.of(settings))
+        ...         return self.line
+        ...
+        ...     def _nets(self):
+        ...         return {"line": self.line}
+        ...
+        ...     def _loss(self, num, done):
+        ...         x = torch.randn(num, 1)
+        ...         loss = (self.line(x) - 3 * x).square().mean()
+        ...         return loss, loss.detach()
+        >>> line = LineTrainer(show_progress_bars=False).train(seed=0)
+        >>> round(line.weight.item(), 1)
+        3.0
     """
 
     label = "training"  # beside the progress bar

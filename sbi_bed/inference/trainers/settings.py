@@ -110,6 +110,11 @@ class StepSettings(Settings):
         batch_size: Simulations in each step.
         num_shards: Parts of each batch, simulated one after the other, or side by side in the processes that `torchrun`
             starts; one for each process if None.
+
+    Example:
+        >>> settings = StepSettings(num_steps=100, batch_size=16, learning_rate=1e-3, max_seconds=60)
+        >>> settings.learning_rate_at(1.0) < 1e-4
+        True
     """
 
     num_steps: int

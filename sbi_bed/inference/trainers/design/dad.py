@@ -60,6 +60,7 @@ class DAD(StepTrainer):
     Attributes:
         policy: The policy.
         bound: The bound.
+        experiments: Where simulated experiments come from (`simulators.experiments.Experiments`).
         bounds: The training bound at every twentieth step and at the last, nats.
         num_trials: Trials that the policy is trained on: T, less those already done.
 

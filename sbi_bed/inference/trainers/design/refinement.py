@@ -119,7 +119,7 @@ def refine_policy(
             changed. If None `PCE()`, or without a likelihood a new `InfoNCE`.
         num_particles: Posterior draws.
         num_held_out: Simulated continuations, and contrastive draws, for the comparison.
-        max_seconds: Budget for all three steps. Inference is not cut short; if no time is left after it, the old policy stays.
+        max_seconds: Budget for all three steps. Inference is not cut short; the old policy stays if no time is left.
         seed: Seed of everything; the global generator if None.
         show_progress_bars: Whether to show progress.
 
