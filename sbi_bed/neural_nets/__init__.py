@@ -1,5 +1,6 @@
 """Nets: embedding nets for histories and grouped data, classifiers, and the pieces that policies are made of."""
 
+from .action_report import ActionReport
 from .actor import NeuralActor
 from .actor_errors import ActorErrors, actor_errors
 from .classifiers import EvidenceClassifier
@@ -11,6 +12,7 @@ from .embedding_nets.responses import ResponseEmbedding
 from .learned_perception import LearnedPerception
 
 __all__ = [
+    "ActionReport",
     "ActorErrors",
     "ContextEmbedding",
     "EvidenceClassifier",

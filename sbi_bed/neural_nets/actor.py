@@ -23,16 +23,19 @@ from torch import Tensor, nn
 from ..simulators.actors import costs as actor_costs
 from ..simulators.actors import perception as perceptions
 from ..simulators.actors.cost import ActorCost
+from ..simulators.actors.cost_checks import check_cost
 from ..simulators.actors.optimal_actions import as_belief, check_pair
 from ..simulators.actors.perception import Belief, Perception
 from ..simulators.actors.reaching import ReachingPerception
 from ..utils.checks import check_count
 from ..utils.files import load_file, rebuilding, save_file
 from ..utils.warn_user import warn_user
+from .action_report import ActionReport, report_actions
 
 __all__ = ["NeuralActor"]
 
 _KIND = "actor"
+_FARTHEST_NOISE = 5.0  # standard deviations of measurements from stimuli, in training
 _TOLERANCE = 1e-5  # share of a range by which rounding may exceed it
 
 
@@ -48,8 +51,8 @@ class NeuralActor(nn.Module):
     Attributes:
         cost: The cost.
         perception: The perception.
-        training_box: Name -> (low, high) of all parameters and the stimulus.
-        outside: What to do with parameters outside of it: "raise" a `ValueError`, or "warn".
+        training_box: Name -> (low, high) of all parameters and the stimulus, as trained. Files keep it.
+        outside: What to do in a call that leaves it: "warn", once, or "raise" a `ValueError`.
         errors: How far actions are from optimal ones: quantiles that training measured, plain data; None before.
         mean: Means of the net's features.
         scale: Their standard deviations.
@@ -59,7 +62,12 @@ class NeuralActor(nn.Module):
 
     Raises:
         TypeError: If `cost` is not an `ActorCost`, or `perception` not a `Perception`.
-        ValueError: If their dimensions differ.
+        ValueError: If their dimensions differ, or the expected cost is infinite or has no minimum.
+
+    Warns:
+        RuntimeWarning: In a call outside the range of training, with the names, values and ranges of what is outside. Where
+            symmetry makes actions exact at any place (a cost that scales, under log-normal perception), measurements and
+            mu_0 have no range.
 
     Example:
         >>> from sbi_bed.simulators import QuadraticEffortCost
@@ -68,10 +76,11 @@ class NeuralActor(nn.Module):
         >>> action = actor(m, sigma=0.2, sigma_0=0.2, mu_0=1.5, sigma_r=0.1, beta=beta)
         >>> round((action[1] / action[0]).item(), 4)  # √2: a power law with exponent w = ½
         1.4142
+        >>> actor.outside = "raise"
         >>> actor(m, sigma=0.2, sigma_0=0.2, mu_0=1.5, sigma_r=0.9, beta=beta)
         Traceback (most recent call last):
         ...
-        ValueError: sigma_r = 0.9 is outside the range that this actor was trained in, 0.01 to 0.5: ...
+        ValueError: sigma_r = 0.9 is outside the range that this actor was trained in, 0.01 to 0.5. ...
     """
 
     mean: Tensor
@@ -82,8 +91,9 @@ class NeuralActor(nn.Module):
     ):
         super().__init__()
         self.cost, self.perception = check_pair(cost, perception)
+        check_cost(self.cost, self.perception)
         self.training_box = {**self.perception.ranges, **self.cost.training_box}
-        self.outside: Literal["raise", "warn"] = "raise"
+        self.outside: Literal["raise", "warn"] = "warn"
         self.errors: dict[str, Any] | None = None
         self._size = {
             "hidden_dim": check_count(hidden_dim, "hidden_dim"),
@@ -117,16 +127,23 @@ class NeuralActor(nn.Module):
 
         Raises:
             TypeError: If the parameters given are not those of the cost.
-            ValueError: If a measurement is outside the space of states; or if a parameter, or the location of a belief, is
-                outside the range of training and `outside` is "raise".
+            ValueError: If a measurement is outside the space of states or NaN; or if a measurement or parameter is outside
+                the range of training and `outside` is "raise".
         """
+        self.check_inside(
+            measurement=measurement, sigma=sigma, sigma_0=sigma_0, mu_0=mu_0, sigma_r=sigma_r, **cost_parameters
+        )
+        return self.unchecked(measurement, sigma=sigma, sigma_0=sigma_0, mu_0=mu_0, sigma_r=sigma_r, **cost_parameters)
+
+    def unchecked(
+        self, measurement: Tensor, *, sigma: Any, sigma_0: Any, mu_0: Any, sigma_r: Any, **cost_parameters: Any
+    ) -> Tensor:
+        """Actions as `forward` gives them, without a look at the range of training."""
         measurement = torch.as_tensor(measurement)
         dtype = measurement.dtype if measurement.is_floating_point() else torch.get_default_dtype()
         belief, noise, parameters = as_belief(
             self.cost, self.perception, measurement, sigma, sigma_0, mu_0, sigma_r, cost_parameters, dtype
         )
-        self.check_inside(sigma=sigma, sigma_0=sigma_0, mu_0=mu_0, sigma_r=sigma_r, **cost_parameters)
-        self._check_location(belief.location)
         offset = self.offset(belief, noise, parameters)
         return self.perception.from_coordinate(belief.location + offset.to(belief.location))
 
@@ -149,20 +166,79 @@ class NeuralActor(nn.Module):
         self.mean.copy_(features.mean(0))
         self.scale.copy_(features.std(0).clamp_min(1e-6))
 
-    def check_inside(self, outside: Literal["raise", "warn"] | None = None, **parameters: Any) -> None:
-        """Check that parameters, or "stimulus", are inside the ranges of training.
+    def report(
+        self, measurement: Any, *, sigma: Any, sigma_0: Any, mu_0: Any, sigma_r: Any, **cost_parameters: Any
+    ) -> ActionReport:
+        """Compare actions with those of the numerical minimiser: excess costs, and where the cost is flat or tied.
+
+        Takes milliseconds for each action.
+
+        Args:
+            measurement: Measurements (...), all broadcasting.
+            sigma: Spread of measurements.
+            sigma_0: Spread of the prior.
+            mu_0: Centre of the prior.
+            sigma_r: Spread of responses.
+            **cost_parameters: Parameters of the cost.
+
+        Raises:
+            ValueError: If actions are vectors.
+
+        Example:
+            >>> from sbi_bed.simulators import QuadraticCost
+            >>> report = NeuralActor(QuadraticCost()).report(
+            ...     2.0, sigma=0.2, sigma_0=0.2, mu_0=1.5, sigma_r=0.3
+            ... )  # untrained
+            >>> bool(report.excess > 0.05), bool(report.tied), bool(report.flat)
+            (True, False, False)
+        """
+        measurement = torch.as_tensor(measurement)
+        action = self(measurement, sigma=sigma, sigma_0=sigma_0, mu_0=mu_0, sigma_r=sigma_r, **cost_parameters)
+        spreads = (sigma, sigma_0, mu_0, sigma_r)
+        belief = as_belief(self.cost, self.perception, measurement, *spreads, cost_parameters, torch.float64)
+        return report_actions(self.cost, self.perception, *belief, action.detach())
+
+    @torch.no_grad()
+    def check_inside(self, outside: Literal["raise", "warn"] | None = None, **values: Any) -> None:
+        """Check that parameters, "measurement" or "stimulus" are inside the ranges of training.
+
+        There is one warning or error for all of them.
 
         Args:
             outside: "raise", "warn", or the attribute's value if None.
-            **parameters: Numbers or tensors of any shape.
+            **values: Numbers, arrays or tensors of any shape.
 
         Raises:
-            ValueError: If one is outside and that is to raise, `outside` is neither, or a name unknown.
+            ValueError: If one is outside and that is to raise, one is NaN, `outside` is neither, or a name unknown.
         """
-        for name, value in parameters.items():
-            if name not in self.training_box:
+        outside = self.outside if outside is None else outside
+        if outside not in ("raise", "warn"):
+            raise ValueError(f"outside must be 'raise' or 'warn', got {outside!r}.")
+        found, is_nan = [], False
+        for name, value in values.items():
+            if name not in (*self.training_box, "measurement"):
                 raise ValueError(f"there is no parameter {name!r}, only {', '.join(self.training_box)}.")
-            self._check_range(name, torch.as_tensor(value), *self.training_box[name], outside)
+            value = torch.as_tensor(value)
+            low, high = self._range_of(name)
+            if not value.numel():
+                continue
+            least, most = (float(bound) for bound in value.double().aminmax())
+            slack = _TOLERANCE * (high - low if math.isfinite(high - low) else 0.0)
+            is_nan = is_nan or math.isnan(most)
+            if not (least >= low - slack and most <= high + slack):
+                worst = most if not most <= high + slack else least
+                found.append(
+                    f"{name} = {worst:.6g} is outside the range that this actor was trained in, {low:.6g} to {high:.6g}"
+                )
+        if not found:
+            return
+        message = (
+            f"{'; '.join(found)}. Actions there are not reliable: use the units of the training, narrow the prior, or train "
+            "an actor with wider ranges (of the perception, or of the cost's priors)."
+        )
+        if outside == "raise" or is_nan:
+            raise ValueError(message)
+        warn_user(message, RuntimeWarning)
 
     def save(self, path: str | Path) -> None:
         """Save weights, and the descriptions of cost and perception, for `load`."""
@@ -215,31 +291,18 @@ class NeuralActor(nn.Module):
         stacked = torch.stack([column.expand(shape) for column in columns], -1)
         return torch.cat([location.expand(*shape, -1), stacked], -1) if self._sees_location else stacked
 
-    @torch.no_grad()
-    def _check_location(self, location: Tensor) -> None:
-        if self._sees_location:
-            low, high = self.perception.location_range()
-            self._check_range("the location of a belief", location, low, high, None)
-
-    @torch.no_grad()
-    def _check_range(self, name: str, value: Tensor, low: float, high: float, outside: str | None) -> None:
-        outside = self.outside if outside is None else outside
-        if outside not in ("raise", "warn"):
-            raise ValueError(f"outside must be 'raise' or 'warn', got {outside!r}.")
-        if not value.numel():
-            return
-        least, most = (float(bound) for bound in value.aminmax())
-        slack = _TOLERANCE * (high - low)
-        if least >= low - slack and most <= high + slack:
-            return
-        worst = most if not most <= high + slack else least
-        message = (
-            f"{name} = {worst:.6g} is outside the range that this actor was trained in, {low:.6g} to {high:.6g}: narrow the "
-            "prior, or train an actor with wider ranges (of the perception, or of the cost's priors)."
-        )
-        if outside == "raise" or math.isnan(worst):
-            raise ValueError(message)
-        warn_user(message, RuntimeWarning)
+    def _range_of(self, name: str) -> tuple[float, float]:
+        """Range of training; all numbers if symmetry makes actions exact everywhere."""
+        if name in ("measurement", "mu_0") and not self._sees_location:
+            return -math.inf, math.inf
+        if name != "measurement":
+            return self.training_box[name]
+        reach = _FARTHEST_NOISE * self.training_box["sigma"][1]
+        if float(self.perception.noise_reach(torch.tensor(1.0), math.inf)) < math.inf:  # angles
+            return -math.inf, math.inf
+        ends = self.perception.to_coordinate(torch.tensor(self.training_box["stimulus"]).double())
+        low, high = self.perception.from_coordinate(ends + torch.tensor([-reach, reach])).tolist()
+        return low, high
 
 
 def _rebuild_cost(description: dict[str, Any]) -> ActorCost:

@@ -1,4 +1,4 @@
-"""How far a net's actions are from the optimal ones, measured against closed forms or the numerical minimiser."""
+"""How far a net's actions are from the optimal ones, and what that costs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..simulators.actors.cost_curve import Decisions, on_cost_curves
 from ..simulators.actors.expected_cost import expected_cost
-from ..simulators.actors.minimise import minimise_expected_cost
-from ..simulators.actors.optimal_actions import optimal_action
+from ..simulators.actors.minimise import Minima, find_minima, minimise_expected_cost
 from ..simulators.actors.perception import Belief
 from ..simulators.actors.situations import Situations, draw_situations
 from ..utils.checks import check_count
 from ..utils.seeding import seeded
+from .action_report import excess_of, natural_scale
 from .actor import NeuralActor
 
 __all__ = ["ActorErrors", "actor_errors"]
@@ -36,11 +37,17 @@ class ActorErrors:
             noise of state and response together; (N,).
         indifferent: Whether it does not matter there, (N,).
         situations: Where.
+        excess: Expected cost above the least one, (N,), in units of the cost's natural scale: what an error of τ costs on
+            average of both sides (at least 1 % of the mean of that). Indifferent situations count, too.
+        gap: Expected cost of the next best local minimum above the least one, in the same unit, (N,). Infinite where there
+            is none, and where it was not looked for: closed forms, vectors.
     """
 
     error: Tensor
     indifferent: Tensor
     situations: Situations
+    excess: Tensor
+    gap: Tensor
 
     @property
     def median(self) -> float:
@@ -56,6 +63,26 @@ class ActorErrors:
     def worst(self) -> float:
         """Largest error."""
         return self._quantile(1.0)
+
+    @property
+    def median_excess(self) -> float:
+        """Median excess cost."""
+        return float(self.excess.quantile(0.5))
+
+    @property
+    def upper_excess(self) -> float:
+        """The 95th percentile of the excess cost."""
+        return float(self.excess.quantile(0.95))
+
+    @property
+    def worst_excess(self) -> float:
+        """Largest excess cost."""
+        return float(self.excess.max())
+
+    @property
+    def share_tied(self) -> float:
+        """Share of situations in which another local minimum is within 0.1 natural scales of the best one."""
+        return float((self.gap < 0.1).double().mean())
 
     @property
     def worst_situation(self) -> dict[str, float]:
@@ -75,6 +102,10 @@ class ActorErrors:
             "upper": self.upper,
             "worst": self.worst,
             "worst_situation": self.worst_situation,
+            "median_excess": self.median_excess,
+            "upper_excess": self.upper_excess,
+            "worst_excess": self.worst_excess,
+            "share_tied": self.share_tied,
         }
 
     def __str__(self) -> str:
@@ -83,7 +114,10 @@ class ActorErrors:
         note = f" (without {left_out:,} in which it does not matter)" if left_out else ""
         return (
             f"median error {self.median:.3%}, 95th percentile {self.upper:.3%}, worst {self.worst:.2%} of "
-            f"{len(self.error):,} actions{note}, at {place}"
+            f"{len(self.error):,} actions{note}, at {place}; excess cost, in units of what an "
+            f"error as large as the noise costs: median {self.median_excess:.2g}, 95th percentile "
+            f"{self.upper_excess:.2g}, worst {self.worst_excess:.2g}; "
+            f"{self.share_tied:.1%} of situations tied between two actions"
         )
 
     def _quantile(self, share: float) -> float:
@@ -119,11 +153,8 @@ def actor_errors(
     device = actor.head.weight.device
     moved = {name: value.to(device) for name, value in parameters.items()}
     offset = actor.offset(Belief(*(part.to(device) for part in belief)), noise.to(device), moved)
-    if numerically:
-        best = minimise_expected_cost(cost, perception, belief, noise, parameters)
-    else:
-        best = optimal_action(cost, perception, measurement, **given)
-    x_best = perception.to_coordinate(best)
+    best = None if numerically else cost.closed_form(perception, belief, noise, **parameters)
+    x_best, excess, other = _judge(actor, Decisions(cost, perception, belief, noise, parameters), best, offset)
     gap = perception.wrap(belief.location + offset.to(belief.location) - x_best)
     tau = (belief.spread.square() + noise.square()).sqrt()
     unit = torch.ones_like(tau) if perception.scale_free else tau
@@ -131,7 +162,48 @@ def actor_errors(
         error = gap.expm1().abs()
     else:
         error = (gap.abs() if gap.ndim == 1 else gap.norm(dim=-1)) / tau
-    return ActorErrors(error, _indifferent(actor, belief, x_best, noise, parameters, unit), situations)
+    indifferent = _indifferent(actor, belief, x_best, noise, parameters, unit)
+    return ActorErrors(error, indifferent, situations, excess, other)
+
+
+def _judge(
+    actor: NeuralActor, decisions: Decisions, best: Tensor | None, offset: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Coordinates of the best actions, known or searched for, the excess of those taken, and the next minimum's, (N,)."""
+    perception, belief, tau = actor.perception, decisions.belief, decisions.tau
+    x_taken = belief.location + offset.to(belief.location)
+    if perception.action_dim > 1:
+        return _judge_vectors(actor, decisions, best, x_taken)
+    if best is None:
+        minima = find_minima(decisions)
+        gap = (minima.other_cost - minima.cost) / natural_scale(minima.rise)
+    else:
+        x_best, steps = perception.to_coordinate(best), torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
+        around = on_cost_curves(
+            decisions, x_best, tau, lambda curve, rows: curve(x_best[rows, None] + tau[rows, None] * steps)
+        )
+        rise = (around[:, 0] + around[:, 2]) / 2 - around[:, 1]
+        gap = torch.full_like(rise, torch.inf)
+        minima = Minima(x_best, around[:, 1], torch.full_like(rise, torch.nan), gap, rise)
+    return minima.x_action, excess_of(decisions, minima, x_taken), gap
+
+
+def _judge_vectors(
+    actor: NeuralActor, decisions: Decisions, best: Tensor | None, x_taken: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    perception, belief, parameters, tau = actor.perception, decisions.belief, decisions.parameters, decisions.tau
+    if best is None:
+        best = minimise_expected_cost(actor.cost, perception, belief, decisions.sigma_r, parameters)
+    x_best, dim, parts = perception.to_coordinate(best), perception.action_dim, []
+    moves = torch.cat([torch.zeros(1, dim), torch.eye(dim), -torch.eye(dim)]).to(tau)
+    for i in range(0, len(tau), 10):
+        rows = slice(i, i + 10)
+        x_action = torch.cat([x_taken[rows, None], x_best[rows, None] + tau[rows, None, None] * moves], 1)
+        values, chunk = {name: value[rows] for name, value in parameters.items()}, Belief(*(v[rows] for v in belief))
+        parts.append(expected_cost(actor.cost, perception, chunk, x_action, decisions.sigma_r[rows], values, 9))
+    costs = torch.cat(parts)
+    scale = natural_scale(costs[:, 2:].mean(-1) - costs[:, 1])
+    return x_best, (costs[:, 0] - costs[:, 1]) / scale, torch.full_like(tau, torch.inf)
 
 
 def _indifferent(

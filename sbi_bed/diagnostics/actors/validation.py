@@ -28,6 +28,7 @@ class ActorRegion:
         median: Median error.
         upper: 95th percentile.
         worst: Largest error.
+        upper_excess: 95th percentile of the excess cost, as in `ActorErrors`.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ActorRegion:
     median: float
     upper: float
     worst: float
+    upper_excess: float
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class ActorValidation:
     """Errors of an actor, all together and by regions: fifths of the situations along each parameter.
 
     Attributes:
-        errors: Of each action (`ActorErrors`); its `median`, `upper`, `worst` and `worst_situation` summarise them.
+        errors: Of each action (`ActorErrors`); its `median`, `upper`, `worst`, `worst_situation` and `upper_excess`
+            summarise them.
         regions: Along each parameter in turn.
     """
 
@@ -62,10 +65,13 @@ class ActorValidation:
                 f"{r.name} {r.low:.3g} to {r.high:.3g}",
                 str(r.count),
                 *(f"{100 * value:.3f}" for value in (r.median, r.upper, r.worst)),
+                f"{r.upper_excess:.3g}",
             )
             for r in self.regions
         ]
-        return f"{self.errors}\n" + format_table(("where", "actions", "median, %", "95th, %", "worst, %"), rows)
+        return f"{self.errors}\n" + format_table(
+            ("where", "actions", "median, %", "95th, %", "worst, %", "excess cost, 95th"), rows
+        )
 
 
 def actor_validation(
@@ -95,14 +101,19 @@ def actor_validation(
     if errors.situations.measurement.ndim == 1:
         values = {"measurement": errors.situations.measurement, **values}
     kept = ~errors.indifferent
-    regions = [r for name, value in values.items() for r in _regions(name, value[kept].double(), errors.error[kept])]
+    regions = [
+        region
+        for name, value in values.items()
+        for region in _regions(name, value[kept].double(), errors.error[kept], errors.excess[kept])
+    ]
     return ActorValidation(errors, regions)
 
 
-def _regions(name: str, value: Tensor, error: Tensor) -> list[ActorRegion]:
+def _regions(name: str, value: Tensor, error: Tensor, excess: Tensor) -> list[ActorRegion]:
     found = []
     for rows in value.argsort().tensor_split(_PARTS):
         if len(rows):
-            quantiles = error[rows].quantile(torch.tensor([0.5, 0.95, 1.0]).to(error)).tolist()
-            found.append(ActorRegion(name, float(value[rows[0]]), float(value[rows[-1]]), len(rows), *quantiles))
+            median, upper, worst = error[rows].quantile(torch.tensor([0.5, 0.95, 1.0]).to(error)).tolist()
+            low, high, upper_excess = float(value[rows[0]]), float(value[rows[-1]]), float(excess[rows].quantile(0.95))
+            found.append(ActorRegion(name, low, high, len(rows), median, upper, worst, upper_excess))
     return found

@@ -95,9 +95,12 @@ class ResponseEmbedding(nn.Module):
         """Summaries (*batch, 8 + output_dim) of histories (*batch, n, D + 2).
 
         Raises:
-            ValueError: If x has another width.
+            ValueError: If x has another width, or stimuli or responses are not in the perception's space.
         """
         if x.ndim < 2 or x.shape[-1] != self.input_dim:
             raise ValueError(f"histories must have shape (..., trials, {self.input_dim}), got {tuple(x.shape)}.")
-        summary = ((self.statistics(x) - self.mean) / self.sd).clamp(-10.0, 10.0).to(self.mean)
+        statistics = self.statistics(x)
+        if not bool(torch.isfinite(statistics).all()):
+            raise ValueError("stimuli and responses must be finite, and positive where perception is log-normal.")
+        summary = ((statistics - self.mean) / self.sd).clamp(-10.0, 10.0).to(self.mean)
         return torch.cat([summary, self.net(x)], -1)

@@ -37,6 +37,7 @@ from torch.distributions import Distribution, HalfNormal, Uniform, constraints
 
 from ...utils.checks import check_count
 from ...utils.quasi_random import quasi_random_draws
+from ...utils.warn_user import warn_user
 from ..base import DesignSimulator
 from ..design_space import DesignSpace
 from .cubic_curve import CubicCurve
@@ -50,6 +51,7 @@ _NOISES = ("sigma", "sigma_0", "sigma_r")
 _REACH = 3.99  # nodes lie within this many sd of the measurement
 _MOST_NODES = 7  # whose outermost lies 3.75 sd out
 _KNOTS_APART = 0.5  # in σ: a belief blurs the cost's kinks, so actions do not bend over shorter distances
+_WARN_ABOVE, _REFUSE_ABOVE = 0.1, 1.0  # 95th percentile of a net's errors, and of its excess cost
 _LEAST_SECANT = 1e-3  # in z: over shorter distances the rounding of a float32 net would dominate the slope
 
 
@@ -78,11 +80,16 @@ class BayesianActor(DesignSimulator):
         fixed: Values of the others.
         perception: How stimuli are perceived and responses made, the actor's.
 
+    Warns:
+        RuntimeWarning: If the actor's errors, as its training measured them, are large: a 95th percentile above 0.1 of the
+            error of actions, or of their excess cost (`ActorErrors`). In a call, if a stimulus is outside `stimulus_range`
+            or a parameter outside the actor's range of training.
+
     Raises:
         TypeError: If the actor cannot be called or has no cost.
         ValueError: If actions are vectors or angles, a fixed name is not a parameter, a value is not finite or a σ not
-            positive, no parameter is free, a range is not increasing, sigma is both fixed and set by the experiment, or
-            fixed values or the prior leave the range that the actor was trained on.
+            positive, no parameter is free, a range is not increasing, sigma is both fixed and set by the experiment, fixed
+            values or the prior leave the range that the actor was trained on, or a 95th percentile of its errors is above 1.
 
     Example:
         >>> from sbi_bed.simulators import OptimalActor, QuadraticCost
@@ -105,6 +112,8 @@ class BayesianActor(DesignSimulator):
         num_nodes: int = 5,
     ):
         _check_actor(actor)
+        _check_errors(getattr(actor, "errors", None))
+        self._act: Any = getattr(actor, "unchecked", actor)
         self.actor: Any = actor
         self.perception: Any = actor.perception
         self.noise_range = noise_range
@@ -126,6 +135,8 @@ class BayesianActor(DesignSimulator):
             self._check_inside(name, value, value)
         if noise_range is not None:
             self._check_inside("sigma", *noise_range)
+        if actor.training_box is not None and stimulus_range is not None:
+            actor.check_inside("warn", measurement=torch.tensor(self.stimulus_range))
         positive = isinstance(self.perception, LogNormalPerception)
         super().__init__(
             self._default_prior() if prior is None else prior,
@@ -174,10 +185,10 @@ class BayesianActor(DesignSimulator):
     def _log_density(self, theta: Tensor, design: Tensor, outcome: Tensor) -> Tensor:
         dtype = torch.promote_types(theta.dtype, outcome.dtype)
         theta, design, response = theta.to(dtype), design.to(dtype), outcome[..., 0].to(dtype)
-        values, x_s = self.parameters(theta, design), self._coordinate(design[..., 0])
+        values, x_s = self._checked_parameters(theta, design), self._coordinate(design[..., 0])
         if self.power_law:
             weight = _weight(values)
-            at_median = torch.log(self.actor(values["mu_0"], **values))  # here μ_p = log μ_0
+            at_median = torch.log(self._act(values["mu_0"], **values))  # here μ_p = log μ_0
             median = torch.exp(at_median + weight * (x_s - torch.log(values["mu_0"])))
             sd = ((weight * values["sigma"]).square() + values["sigma_r"].square()).sqrt()
             return self.perception.log_prob_response(response, median, sd)
@@ -204,7 +215,7 @@ class BayesianActor(DesignSimulator):
         """Coordinate of actions at z (..., n, q) for stimuli (..., n, 1), tabulated where that saves calls of the actor."""
 
         def x_a(z: Tensor, values: dict[str, Tensor] = values) -> Tensor:
-            return self.perception.to_coordinate(self.actor(self.perception.from_coordinate(z), **values))
+            return self.perception.to_coordinate(self._act(self.perception.from_coordinate(z), **values))
 
         people = torch.broadcast_shapes((1, 1), *(value.shape for value in values.values()))
         if people[-2] != 1 or x_s.ndim < 2 or torch.broadcast_shapes(people[:-2], x_s.shape[:-2]) != people[:-2]:
@@ -230,12 +241,30 @@ class BayesianActor(DesignSimulator):
         return self.perception.to_coordinate(stimulus)
 
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
-        values = self.parameters(theta, design)
+        values = self._checked_parameters(theta, design)
         stimulus = design[..., 0].to(theta).expand(torch.broadcast_shapes(theta.shape[:-1], design.shape[:-1]))
         self._coordinate(stimulus)
         measurement = self.perception.sample_measurement(stimulus, values["sigma"])
-        action = self.actor(measurement, **values)
+        action = self._act(measurement, **values)
         return self.perception.sample_response(action, values["sigma_r"]).unsqueeze(-1)
+
+    def _checked_parameters(self, theta: Tensor, design: Tensor) -> dict[str, Tensor]:
+        """Every parameter; one warning for all stimuli that are outside the experiment, one for all of the actor."""
+        values, stimulus = self.parameters(theta, design), design[..., 0]
+        if stimulus.numel():
+            least, most = (float(bound) for bound in stimulus.detach().aminmax())
+            low, high = self.stimulus_range
+            slack = 1e-4 * (high - low)
+            if least < low - slack or most > high + slack:
+                warn_user(
+                    f"stimulus = {least if least < low - slack else most:.6g} is outside the range of this experiment, "
+                    f"{low:g} to {high:g}: give stimuli in the unit of mu_0 and the prior, or set stimulus_range= and the "
+                    "prior for this unit.",
+                    RuntimeWarning,
+                )
+        if self.actor.training_box is not None:
+            self.actor.check_inside(**values)
+        return values
 
     # ---- prior and training box
 
@@ -300,6 +329,21 @@ def _check_actor(actor: Any) -> None:
             "a BayesianActor needs actions that are single numbers, perceived log-normally or normally; got "
             f"{type(actor.perception).__name__} with action_dim {actor.cost.action_dim}."
         )
+
+
+def _check_errors(errors: Any) -> None:
+    """Warn of an actor, or refuse one, whose training measured large errors: plain data of `ActorErrors`, or None."""
+    if not errors:
+        return
+    upper, excess = (float(errors.get(name, 0.0)) for name in ("upper", "upper_excess"))
+    if not max(upper, excess) <= _WARN_ABOVE:
+        message = (
+            f"the actor is not close to optimal: the 95th percentile of its errors is {upper:.3g}, of its excess cost "
+            f"{excess:.3g}, where at most {_WARN_ABOVE} is good. Train it for more steps, and see actor_validation(actor)."
+        )
+        if not max(upper, excess) <= _REFUSE_ABOVE:
+            raise ValueError(message)
+        warn_user(message, RuntimeWarning)
 
 
 def _check_fixed(

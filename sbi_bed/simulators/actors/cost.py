@@ -16,8 +16,20 @@ from ...utils.checks import check_count
 from ...utils.seeding import seeded
 from .perception import Belief, Perception
 
-__all__ = ["ActorCost", "prior_range"]
+__all__ = ["ActorCost", "check_names", "prior_range"]
 
+_RESERVED = (
+    "sigma",
+    "sigma_0",
+    "mu_0",
+    "sigma_r",
+    "measurement",
+    "stimulus",
+    "response",
+    "state",
+    "belief",
+    "perception",
+)
 _TAIL = 5e-4  # probability cut off at an unbounded end of a parameter's prior
 
 
@@ -100,6 +112,7 @@ class ActorCost:
 
         Raises:
             TypeError: If `function` cannot be called, or a parameter has no distribution.
+            ValueError: If a parameter has a name that actors use otherwise, such as sigma.
 
         Example:
             >>> from torch.distributions import Uniform
@@ -108,6 +121,16 @@ class ActorCost:
             8.0
         """
         return _FunctionCost(function, parameters or {}, (homogeneous, shift_invariant), action_dim)
+
+
+def check_names(parameters: Mapping[str, Any], name: str) -> None:
+    """Raise a ValueError if a parameter of the cost `name` has a name that means something else in calls of actors."""
+    for parameter in parameters:
+        if parameter in _RESERVED:
+            raise ValueError(
+                f"{name} has a parameter named {parameter!r}, but actors use that name for perception. Rename it; reserved "
+                f"are {', '.join(_RESERVED)}."
+            )
 
 
 class _FunctionCost(ActorCost):
@@ -119,6 +142,7 @@ class _FunctionCost(ActorCost):
         for name, prior in parameters.items():
             if not isinstance(prior, Distribution):
                 raise TypeError(f"the parameter {name} needs a torch distribution to be trained with, got {prior!r}.")
+        check_names(parameters, str(getattr(function, "__name__", type(function).__name__)))
         self._function: Any = function
         self.parameters = dict(parameters)
         self.homogeneous, self.shift_invariant = symmetries

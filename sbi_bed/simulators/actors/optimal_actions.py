@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cost import ActorCost
-from .expected_cost import check_expected_cost_is_finite
+from .cost import ActorCost, check_names
+from .cost_checks import check_cost
 from .minimise import minimise_expected_cost
 from .perception import Belief, LogNormalPerception, Perception, as_parameter
 
@@ -33,7 +33,7 @@ class OptimalActor:
 
     Raises:
         TypeError: If `cost` is not an `ActorCost`, or `perception` not a `Perception`.
-        ValueError: If their dimensions differ, or the expected cost is infinite.
+        ValueError: If their dimensions differ, or the expected cost is infinite or has no minimum.
 
     Example:
         >>> from sbi_bed.simulators import QuadraticEffortCost
@@ -47,7 +47,7 @@ class OptimalActor:
 
     def __init__(self, cost: ActorCost, perception: Perception | None = None):
         self.cost, self.perception = check_pair(cost, perception)
-        check_expected_cost_is_finite(self.cost, self.perception)
+        check_cost(self.cost, self.perception)
 
     def __call__(
         self, measurement: Tensor, *, sigma: Any, sigma_0: Any, mu_0: Any, sigma_r: Any, **cost_parameters: Any
@@ -139,7 +139,7 @@ def check_pair(cost: Any, perception: Any) -> tuple[ActorCost, Perception]:
 
     Raises:
         TypeError: If `cost` is not an `ActorCost`, or `perception` not a `Perception`.
-        ValueError: If their dimensions differ.
+        ValueError: If their dimensions differ, or the cost has a parameter with a name of the perception's.
     """
     if not isinstance(cost, ActorCost):
         raise TypeError(f"cost must be an ActorCost (see ActorCost.from_function), got {cost!r}.")
@@ -151,6 +151,7 @@ def check_pair(cost: Any, perception: Any) -> tuple[ActorCost, Perception]:
             f"{cost.name} is for responses with {cost.action_dim} dimensions, {type(perception).__name__} for "
             f"{perception.action_dim}: both must have the same number."
         )
+    check_names(cost.parameters, cost.name)
     if cost.action_dim not in (1, 2):
         raise ValueError(f"actions have 1 or 2 dimensions, those of {cost.name} have {cost.action_dim}.")
     return cost, perception

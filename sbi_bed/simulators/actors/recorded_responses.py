@@ -51,8 +51,9 @@ def read_responses(
     Args:
         path: The file.
         subject: Name of the column with the person's id.
-        stimulus: Name of the column of stimuli, > 0.
-        response: Name of the column of responses, > 0, in the unit of the stimuli.
+        stimulus: Name of the column of stimuli. A `BayesianActor` with `LogNormalPerception` needs them to be positive, one
+            with `NormalPerception` does not.
+        response: Name of the column of responses, in the unit of the stimuli. The same holds for them.
         noise: Name of a column with the perceptual noise sigma of each trial, > 0, for a `BayesianActor` with
             `noise_range`; none if None.
 
@@ -61,8 +62,8 @@ def read_responses(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a column is missing, a row has no subject, a number is not finite or not positive, or there are no
-            trials.
+        ValueError: If a column is missing, a row has no subject, a number is not finite, a noise not positive, or there
+            are no trials.
 
     Example:
         >>> import tempfile
@@ -83,7 +84,7 @@ def read_responses(
             raise ValueError(f"{where}: {subject} must name the person, but it is empty.")
         values = [number_in(row, name, where) for name in numbers]
         for name, value in zip(numbers, values, strict=True):
-            if value <= 0:
+            if name == noise and value <= 0:
                 raise ValueError(f"{where}: {name} must be positive, got {row[name]!r}.")
         rows.setdefault(who, []).append(values)
     if not rows:

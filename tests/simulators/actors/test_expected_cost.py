@@ -18,12 +18,8 @@ from sbi_bed.simulators import (
     ReachingCost,
     ReachingPerception,
 )
-from sbi_bed.simulators.actors.expected_cost import (
-    check_expected_cost_is_finite,
-    check_symmetries,
-    expected_cost,
-    noise_lattice,
-)
+from sbi_bed.simulators.actors.cost_checks import check_cost, check_symmetries
+from sbi_bed.simulators.actors.expected_cost import expected_cost, noise_lattice
 from sbi_bed.simulators.actors.perception import Belief
 
 LINEX = ActorCost.from_function(lambda r, s, a: torch.exp(a * (r - s)) - a * (r - s) - 1, {"a": Uniform(0.01, 1.0)})
@@ -85,7 +81,7 @@ def test_lattices_have_the_noise_s_moments():
     ],
 )
 def test_finite_costs_pass(cost, perception):
-    check_expected_cost_is_finite(cost, perception)
+    check_cost(cost, perception)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +104,7 @@ def test_finite_costs_pass(cost, perception):
 )
 def test_infinite_costs_are_refused(cost, perception, where):
     with pytest.raises(ValueError, match=where):
-        check_expected_cost_is_finite(cost, perception)
+        check_cost(cost, perception)
 
 
 def test_symmetries_that_costs_claim_are_checked():
@@ -123,8 +119,8 @@ def test_symmetries_that_costs_claim_are_checked():
 def test_errors_say_what_is_wrong():
     perception = LogNormalPerception()
     with pytest.raises(ValueError, match="not finite at ordinary responses"):
-        check_expected_cost_is_finite(ActorCost.from_function(lambda r, s: torch.log(r - s)), perception)
+        check_cost(ActorCost.from_function(lambda r, s: torch.log(r - s)), perception)
     with pytest.raises(TypeError, match="must return a tensor of costs, got float"):
-        check_expected_cost_is_finite(ActorCost.from_function(lambda r, s: 1.0), perception)
+        check_cost(ActorCost.from_function(lambda r, s: 1.0), perception)
     with pytest.raises(ValueError, match=r"returned shape \(3, 3\).*one cost for each response and state"):
-        check_expected_cost_is_finite(ActorCost.from_function(lambda r, s: r[:, None] - s), perception)
+        check_cost(ActorCost.from_function(lambda r, s: r[:, None] - s), perception)

@@ -7,7 +7,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sbi_bed.simulators import BayesianActor, OptimalActor, QuadraticCost, pack_responses, read_responses
+from sbi_bed.neural_nets import ResponseEmbedding
+from sbi_bed.simulators import (
+    BayesianActor,
+    NormalPerception,
+    OptimalActor,
+    QuadraticCost,
+    pack_responses,
+    read_responses,
+)
 from sbi_bed.utils import unpack_history
 
 HEADER = "subject,stimulus,response,sigma,age\n"
@@ -77,8 +85,6 @@ def test_noise_levels_are_second_designs(write):
         ),
         ("", "lacks the column 'subject'"),
         (HEADER, "has no trials in it"),
-        (HEADER + "ann,-1.0,1.1,0.1,30\n", "line 2: stimulus must be positive, got '-1.0'"),
-        (HEADER + ROWS[0] + "ann,1.0,0,0.1,30\n", "line 3: response must be positive, got '0'"),
         (HEADER + "ann,nan,1.1,0.1,30\n", "line 2: stimulus must be a finite number, got 'nan'"),
         (HEADER + "ann,1.0,much,0.1,30\n", "response must be a finite number, got 'much'"),
         (HEADER + "ann,1.0\n", "response must be a finite number, got None"),
@@ -89,6 +95,31 @@ def test_bad_files(write, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_responses(write(text))
     assert "\n" not in str(caught.value)
+
+
+def test_negative_numbers_are_read_as_normal_perception_has_them(write):
+    """Read, packed, and their likelihood by hand: r | s is normal. Under log-normal perception they are refused by name."""
+    text = HEADER + "ann,-1.0,0.2,0.1,30\nann,0.0,-0.4,0.1,30\nann,2.0,1.5,0.1,30\n"
+    people = read_responses(write(text))
+    assert torch.equal(people["ann"].history[:, :2], torch.tensor([[-1.0, 0.2], [0.0, -0.4], [2.0, 1.5]]))
+    simulator = BayesianActor(OptimalActor(QuadraticCost(), NormalPerception()), fixed={"sigma": 0.5})
+    theta = torch.tensor([1.0, 0.3, 0.4]).double()
+    found = simulator.log_likelihood(theta, people["ann"].stimuli, people["ann"].responses)
+    weight = 1 / (1 + 0.25)
+    mean = weight * people["ann"].stimuli[:, 0].double() + (1 - weight) * 0.3
+    sd = (weight**2 * 0.25 + 0.16) ** 0.5
+    exact = torch.distributions.Normal(mean, sd).log_prob(people["ann"].responses[:, 0].double())
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-6)
+    positive = BayesianActor(OptimalActor(QuadraticCost()))
+    with (
+        pytest.raises(ValueError, match="stimuli must be positive"),
+        pytest.warns(RuntimeWarning, match="stimulus = -1"),
+    ):
+        positive.log_likelihood(positive.prior.sample(), people["ann"].stimuli, people["ann"].responses.abs())
+    with pytest.raises(ValueError, match="positive where perception is log-normal"):
+        ResponseEmbedding(positive)(people["ann"].history.unsqueeze(0))
+    with pytest.raises(ValueError, match=r"line 2: sigma must be positive, got '-0\.1'"):
+        read_responses(write(HEADER + "ann,-1.0,0.2,-0.1,30\n"), noise="sigma")
 
 
 def test_other_errors(write, tmp_path):

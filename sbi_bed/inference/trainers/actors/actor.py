@@ -25,7 +25,8 @@ from ....neural_nets.actor import NeuralActor
 from ....neural_nets.actor_errors import ActorErrors, actor_errors
 from ....neural_nets.learned_perception import LearnedPerception
 from ....simulators.actors.cost import ActorCost
-from ....simulators.actors.expected_cost import check_expected_cost_is_finite, check_symmetries, expected_cost
+from ....simulators.actors.cost_checks import check_cost, check_symmetries
+from ....simulators.actors.expected_cost import expected_cost
 from ....simulators.actors.optimal_actions import check_pair
 from ....simulators.actors.perception import Belief, Perception
 from ....simulators.actors.situations import Situations, draw_situations
@@ -81,7 +82,8 @@ class ActorTrainer(StepTrainer):
 
     Raises:
         TypeError: If `cost` is not an `ActorCost`, or `perception` not a `Perception`.
-        ValueError: If their dimensions differ, the expected cost is infinite, or the cost lacks a symmetry that it claims.
+        ValueError: If their dimensions differ, the expected cost is infinite or has no minimum, or the cost lacks a
+            symmetry that it claims.
 
     Example:
         >>> from sbi_bed.simulators import AbsoluteCost
@@ -105,7 +107,7 @@ class ActorTrainer(StepTrainer):
     ):
         super().__init__(device, tracker, show_progress_bars)
         self.cost, self.perception = check_pair(cost, perception)
-        check_expected_cost_is_finite(self.cost, self.perception)
+        check_cost(self.cost, self.perception)
         check_symmetries(self.cost)
         if isinstance(self.perception, LearnedPerception) and self.device.type != "cpu":
             raise ValueError(f"an actor on learned beliefs trains on the CPU, got device {self.device}.")

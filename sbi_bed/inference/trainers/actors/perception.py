@@ -35,6 +35,7 @@ class PerceptionTrainer(StepTrainer):
         TypeError: If `perception` is not a `LearnedPerception`.
 
     Example:
+        >>> import torch
         >>> from sbi_bed.neural_nets import LearnedPerception
         >>> def uniform_state(sigma_0, mu_0):
         ...     return mu_0 * torch.exp(sigma_0 * (2 * torch.rand_like(sigma_0) - 1))
