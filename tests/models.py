@@ -57,6 +57,23 @@ class LinearGaussian(DesignSimulator):
         return 0.5 * self.dim * math.log(1 + horizon / self.noise_sd**2)
 
 
+def linear_in(prior: object) -> DesignSimulator:
+    """y ~ N(θ · ξ, 1) under any prior of theta, any real designs."""
+    theta = prior.sample() if hasattr(prior, "sample") else None
+    dim = theta.shape[-1] if isinstance(theta, Tensor) and theta.ndim else 1
+
+    def simulate(theta: Tensor, design: Tensor) -> Tensor:
+        mean = (theta * design).sum(-1, keepdim=True)
+        return mean + torch.randn_like(mean)
+
+    def log_likelihood(theta: Tensor, design: Tensor, outcome: Tensor) -> Tensor:
+        return Normal((theta * design).sum(-1), 1.0).log_prob(outcome.squeeze(-1))
+
+    return DesignSimulator(
+        prior, simulate, DesignSpace(constraints.real, dim=dim), log_likelihood, reparameterized=True
+    )
+
+
 class YesNo(DesignSimulator):
     """y ~ Bernoulli(sigmoid(3 θ ξ)), θ ~ N(0, 1), ξ real: few enough outcomes to enumerate every history."""
 

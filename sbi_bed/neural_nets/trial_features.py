@@ -36,14 +36,15 @@ class TrialFeatures(nn.Module):
             raw = simulator(simulator.prior.sample((num_pilot,)), designs)
             outcome = simulator.standardize_outcome(raw)
         self.output_dim = self._design_space.num_features + outcome.shape[-1]
-        self.register_buffer("outcome_mean", outcome.mean(0).float())
-        self.register_buffer("outcome_sd", outcome.std(0).float().clamp_min(1e-6))
-        self.register_buffer("_some_trial", torch.cat([designs[0], raw[0]]).float(), persistent=False)
+        dtype = torch.get_default_dtype()  # that of the nets which read the features
+        self.register_buffer("outcome_mean", outcome.mean(0).to(dtype))
+        self.register_buffer("outcome_sd", outcome.std(0).to(dtype).clamp_min(1e-6))
+        self.register_buffer("_some_trial", torch.cat([designs[0], raw[0]]).to(dtype), persistent=False)
 
     def forward(self, design: Tensor, outcome: Tensor) -> Tensor:
-        """Features (..., D + O)."""
-        read = (self._standardize_outcome(outcome) - self.outcome_mean) / self.outcome_sd
-        return torch.cat([self._design_space.standardize(design), read], dim=-1)
+        """Features (..., D + O), in the net's own precision, whatever that of the trial."""
+        read = (self._standardize_outcome(outcome).to(self.outcome_sd) - self.outcome_mean) / self.outcome_sd
+        return torch.cat([self._design_space.standardize(design).to(read), read], dim=-1)
 
     def of_history(self, history: Tensor) -> tuple[Tensor, Tensor]:
         """Features (..., n, D + O), zero where padded, and mask (..., n, 1) of a history (..., n, D + O + 1)."""

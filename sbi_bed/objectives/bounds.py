@@ -22,7 +22,7 @@ from ..simulators.base import DesignSimulator
 from ..simulators.rollout import rollout
 from .contrastive import log_likelihood_of_history, log_sum_likelihood, snmc, spce
 
-__all__ = ["InformationGain", "accumulate_bounds", "estimate_bounds", "stderr_over_blocks"]
+__all__ = ["InformationGain", "accumulate_bounds", "check_rollouts", "estimate_bounds", "stderr_over_blocks"]
 
 _NUM_BLOCKS = 64
 
@@ -95,7 +95,7 @@ def estimate_bounds(
     sample_contrastive = sample_theta if sample_contrastive is None else sample_contrastive
     theta = sample_theta(num_rollouts)
     designs, outcomes = rollout(truth or simulator, policy, theta, num_trials, history)
-    log_likelihood = log_likelihood_of_history(simulator, theta, designs, outcomes).sum(-1)
+    log_likelihood = check_rollouts(outcomes, log_likelihood_of_history(simulator, theta, designs, outcomes)).sum(-1)
 
     def add(block: Tensor, size: int) -> Tensor:
         return log_sum_likelihood(simulator, sample_contrastive(size), designs[block], outcomes[block], compile=compile)
@@ -110,6 +110,23 @@ def estimate_bounds(
         max_contrastive=max_contrastive,
         show_progress_bars=show_progress_bars,
     )
+
+
+def check_rollouts(outcomes: Tensor, log_likelihood: Tensor) -> Tensor:
+    """Return log-likelihoods (B, T) of simulated trials, all finite, with outcomes (B, T, O).
+
+    Raises:
+        ValueError: If an outcome or a log-likelihood is not finite; it names the first rollout and trial.
+    """
+    for name, value in (("the simulator's outcome", outcomes), ("log_likelihood", log_likelihood)):
+        bad = ~torch.isfinite(value)
+        if bad.any():
+            index = tuple(bad.nonzero()[0].tolist())
+            raise ValueError(
+                f"{name} is {value[index].item()} in rollout {index[0]}, trial {index[1]}; it must be finite for what the "
+                "simulator itself draws."
+            )
+    return log_likelihood
 
 
 def accumulate_bounds(
@@ -142,6 +159,12 @@ def accumulate_bounds(
             for size in _portions(target - done):
                 log_sum[block] = torch.logaddexp(log_sum[block], add(block, size))
         done = target
+        if not bool((log_sum < torch.inf).all()):
+            bad = int((~(log_sum < torch.inf)).nonzero()[0])
+            raise ValueError(
+                f"the log_likelihood of rollout {bad} is NaN or infinite at some contrastive theta: look at log_likelihood "
+                "where the prior allows theta but the outcome is unlikely."
+            )
         lower = spce(log_own, log_sum, done) + (log_likelihood - log_own)
         upper = snmc(log_likelihood, log_sum, done)
         if max_gap is None or (upper - lower).mean() <= max_gap or done >= max_contrastive:

@@ -61,7 +61,7 @@ class LocalProposal:
 
         The prior draws and the steps away from θ_0 are shared by the batch.
         """
-        dim, num_local = theta.shape[-1], num_contrastive // 2
+        dim, num_local = len(self._sd), num_contrastive // 2  # fewer than parameters on a simplex
         center, sd, scales = self._transform(theta) / self._sd.to(theta), self._sd.to(theta), self.scales.to(theta)
         wide = self.prior.sample((num_contrastive - num_local,)).to(theta)
         steps = scales[torch.arange(num_local, device=theta.device) % len(scales), None] * torch.randn(

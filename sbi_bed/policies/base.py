@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..simulators.base import DesignSimulator
 from ..simulators.design_space import DesignSpace
+from ..utils.checks import check_count
 from ..utils.files import load_file, rebuilding, save_file
 from ..utils.history import check_history
 from ..utils.renamed import current_arguments
@@ -56,6 +57,7 @@ class Policy(SavedPolicy):
 
     Attributes:
         config: These arguments.
+        trained_horizon: Largest number of trials that `DAD` trained it for, or None.
         design_space: The experiment's design space.
         design_dim: Number D of design values.
         outcome_dim: Number O of values of an outcome.
@@ -82,6 +84,7 @@ class Policy(SavedPolicy):
         super().__init__(**config)
         if not isinstance(simulator, DesignSimulator):
             raise TypeError(f"a policy is built for a DesignSimulator, got {simulator!r}.")
+        self.trained_horizon: int | None = None
         self.design_space = simulator.design_space
         self.design_dim, self.outcome_dim = simulator.design_dim, simulator.outcome_dim
 
@@ -139,7 +142,9 @@ class Policy(SavedPolicy):
 
 def describe_policy(policy: SavedPolicy) -> dict[str, Any]:
     """A policy as plain data and tensors."""
-    return {"policy": type(policy).__name__, "config": policy.config, "weights": policy.state_dict()}
+    description = {"policy": type(policy).__name__, "config": policy.config, "weights": policy.state_dict()}
+    trained = getattr(policy, "trained_horizon", None)
+    return description if trained is None else {**description, "trained_horizon": trained}
 
 
 def restore_policy(
@@ -160,6 +165,9 @@ def restore_policy(
         policy.load_state_dict(description["weights"])
     except RuntimeError as err:
         raise ValueError(f"the saved {name} does not fit this simulator: {err}") from err
+    trained = description.get("trained_horizon")
+    if trained is not None:
+        policy.trained_horizon = check_count(trained, "trained_horizon")  # pyright: ignore[reportArgumentType]
     return policy
 
 

@@ -19,9 +19,12 @@ from torch.distributions import Distribution, biject_to, constraints
 
 from ..utils.checks import as_finite_tensor, check_count
 from ..utils.seeding import seeded
+from ..utils.transforms import inside_support
 from .design_space import DesignSpace, as_design_space
 
 __all__ = ["DesignSimulator", "parameter_indices", "prior_log_prob"]
+
+_NUM_CHECKED = 7  # draws of a prior that are looked at
 
 
 class DesignSimulator:
@@ -30,7 +33,9 @@ class DesignSimulator:
     Leading dimensions of theta (..., P), design (..., D) and outcome (..., O) broadcast against each other in every call.
 
     Args:
-        prior: Distribution of theta, event shape (P,), as sbi takes it.
+        prior: Distribution of theta, event shape (P,), as sbi takes it, or any object with `sample` and `log_prob`. It
+            may be discrete in part, on a simplex, or a mixture. Its dtype is that of theta, and
+            `simulate` and `log_likelihood` get designs in the dtype of theta; nets compute in that of their parameters.
         simulate: Callable (theta, design) -> outcome (..., O), random; with a hidden state (theta, design, state) ->
             (outcome, state).
         design_space: A torch constraint, candidates of shape (N, D), or a `DesignSpace`.
@@ -47,12 +52,13 @@ class DesignSimulator:
 
     Attributes:
         theta_dim: Number P of parameters.
+        dtype: Precision of theta, the prior's.
         design_dim: Number D of design values.
         outcome_dim: Number O of values of an outcome.
 
     Raises:
-        ValueError: If the prior is not over vectors, or the outcome is not, or there are both a hidden state and a
-            likelihood.
+        ValueError: If the prior is not over vectors, or has no density at its own draws, the outcome is not a vector, or
+            there are both a hidden state and a likelihood.
         TypeError: If `prior` is not a distribution, or `simulate`, `log_likelihood` or `initial_state` cannot be called.
 
     Example:
@@ -82,17 +88,7 @@ class DesignSimulator:
         _check_callables(simulate, log_likelihood, log_discrete, initial_state)
         if not hasattr(prior, "sample") or not hasattr(prior, "log_prob"):
             raise TypeError(f"prior must be a distribution with sample and log_prob, got {prior!r}.")
-        with seeded(0):  # its shape only: building a simulator leaves the caller's random numbers as they are
-            theta = prior.sample()
-        if theta.ndim != 1:
-            raise ValueError(
-                f"the prior must be over vectors, event shape (P,); a sample has shape {tuple(theta.shape)}."
-            )
-        if isinstance(prior, Distribution) and len(prior.event_shape) != 1:
-            raise ValueError(
-                f"the prior must be one distribution over vectors, got a batch of {tuple(prior.batch_shape)}; wrap it in "
-                "torch.distributions.Independent(prior, 1)."
-            )
+        theta = _check_draws(prior)
         if len(outcome_shape) != 1:
             raise ValueError(f"outcome_shape must be (O,), got {tuple(outcome_shape)}; flatten the outcome.")
         self.prior = prior
@@ -101,7 +97,7 @@ class DesignSimulator:
         self.outcome_shape = tuple(outcome_shape)
         self.outcome_space = outcome_space
         self.reparameterized = reparameterized
-        self.theta_dim = theta.shape[0]
+        self.theta_dim, self.dtype = theta.shape[0], theta.dtype
         self.design_dim = self.design_space.dim
         self.outcome_dim = check_count(outcome_shape[0], "outcome_shape[0]")
         self._log_likelihood = log_likelihood
@@ -166,6 +162,7 @@ class DesignSimulator:
                 returns another shape.
         """
         batch_shape = self._check(theta, design)
+        design = design.to(theta.dtype)
         if self._initial_state is None:
             if state is not None:
                 raise ValueError("this simulator has no hidden state, but one was given.")
@@ -201,7 +198,7 @@ class DesignSimulator:
         if outcome.shape[-1:] != self.outcome_shape:
             raise ValueError(f"outcome must have shape (..., {self.outcome_dim}), got {tuple(outcome.shape)}.")
         batch_shape = _broadcast(batch_shape, outcome.shape[:-1], "theta and design", "outcome")
-        value = self._log_likelihood(theta, design, outcome)
+        value = self._log_likelihood(theta, design.to(theta.dtype), outcome)
         if not isinstance(value, Tensor):
             raise TypeError(f"log_likelihood must return a tensor, got {type(value).__name__}.")
         if value.shape != batch_shape:
@@ -279,6 +276,42 @@ def _check_callables(simulate: Any, log_likelihood: Any, log_discrete: Any, init
         )
 
 
+def _check_draws(prior: Any) -> Tensor:
+    """A draw (P,) of the prior; an error if its draws are not vectors, or have no density."""
+    with seeded(0):  # building a simulator leaves the caller's random numbers as they are
+        theta, several = prior.sample(), prior.sample((_NUM_CHECKED,))
+    if not (isinstance(theta, Tensor) and isinstance(several, Tensor)):
+        raise TypeError(f"prior.sample() must return a tensor, got {type(theta).__name__}.")
+    if theta.ndim != 1 or len(theta) == 0:
+        raise ValueError(f"the prior must be over vectors, event shape (P,); a sample has shape {tuple(theta.shape)}.")
+    if isinstance(prior, Distribution) and len(prior.event_shape) != 1:
+        raise ValueError(
+            f"the prior must be one distribution over vectors, got a batch of {tuple(prior.batch_shape)}; wrap it in "
+            "torch.distributions.Independent(prior, 1)."
+        )
+    if several.shape != (_NUM_CHECKED, len(theta)):
+        raise ValueError(
+            f"prior.sample(({_NUM_CHECKED},)) must have shape {(_NUM_CHECKED, len(theta))}, got {tuple(several.shape)}."
+        )
+    if not theta.is_floating_point():
+        raise TypeError(
+            f"the prior's draws must be floating-point numbers, got {theta.dtype}; join whole numbers with another "
+            "distribution by sbi's MultipleIndependent, or give an object whose sample returns them as floats."
+        )
+    try:
+        log_prob = prior.log_prob(several)
+    except (ValueError, RuntimeError) as err:
+        raise ValueError(f"prior.log_prob fails at the prior's own draws: {err}") from err
+    if not isinstance(log_prob, Tensor) or log_prob.shape not in ((_NUM_CHECKED,), (_NUM_CHECKED, 1)):
+        raise ValueError(
+            f"prior.log_prob must return one value for each theta, ({_NUM_CHECKED},), got "
+            f"{tuple(getattr(log_prob, 'shape', ())) or log_prob!r}; wrap it in torch.distributions.Independent(prior, 1)."
+        )
+    if not torch.isfinite(log_prob).all():
+        raise ValueError("prior.log_prob is not finite at the prior's own draws: sample and log_prob do not agree.")
+    return theta
+
+
 def parameter_indices(simulator: Any, of: Sequence[int | str]) -> list[int]:
     """Indices in theta of some parameters, given as such or by name.
 
@@ -305,17 +338,10 @@ def _broadcast(shape: torch.Size, other: torch.Size, name: str, other_name: str)
         ) from err
 
 
-def prior_log_prob(prior: Distribution, theta: Tensor) -> Tensor:
+def prior_log_prob(prior: Any, theta: Tensor) -> Tensor:
     """Log prior density (...) of theta (..., P); −inf outside the support, for any distribution that sbi takes."""
     flat = theta.reshape(-1, theta.shape[-1])
-    inside = torch.ones(len(flat), dtype=torch.bool, device=theta.device)
-    try:
-        support = prior.support
-    except (NotImplementedError, AttributeError):
-        support = None
-    if support is not None:
-        checked = support.check(flat)
-        inside = checked if checked.ndim == 1 else checked.all(-1)
+    inside = inside_support(prior, flat)
     value = flat.new_full((len(flat),), -torch.inf)
     if inside.any():
         value[inside] = prior.log_prob(flat[inside]).reshape(-1).to(value)

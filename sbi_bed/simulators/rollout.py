@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..utils.checks import as_finite_tensor, check_count
 from ..utils.history import append_trial, empty_history, pack_history
+from ..utils.warn_user import warn_user
 from .base import DesignSimulator
 from .design_space import DesignSpace
 
-__all__ = ["PolicySimulator", "Rollout", "SequentialPolicy", "rollout"]
+__all__ = ["PolicySimulator", "Rollout", "SequentialPolicy", "rollout", "warn_beyond_training"]
 
 
 class SequentialPolicy(Protocol):
@@ -85,6 +86,16 @@ def _check_takes_space(propose: Callable[..., Tensor]) -> None:
         ) from err
 
 
+def warn_beyond_training(policy: Any, horizon: int) -> None:
+    """Warn if a policy is to run for more trials than it was trained for (its `trained_horizon`, where `DAD` set it)."""
+    trained = getattr(policy, "trained_horizon", None)
+    if trained is not None and horizon > trained:
+        warn_user(
+            f"the policy was trained for {trained} trials and is asked for {horizon}: what it proposes after trial "
+            f"{trained} was never trained. Train it with DAD(simulator, horizon={horizon})."
+        )
+
+
 class Rollout(NamedTuple):
     """Simulated trials: designs (*batch, T, D) and outcomes (*batch, T, O)."""
 
@@ -102,6 +113,8 @@ def rollout(
     state: Tensor | None = None,
 ) -> Rollout:
     """Simulate `num_trials` trials for each theta (*batch, P), after an optional history (n, D + O + 1) common to all.
+
+    Theta and designs have theta's precision, which should be the prior's; a policy's net computes in its own.
 
     Differentiable in the policy's weights: through designs always, through outcomes unless they are detached, which by
     default those that are not reparameterised are.
@@ -141,7 +154,7 @@ def rollout(
     designs, outcomes = [], []
     for trial in range(num_trials):
         where = () if past is None else (simulator.design_space.given(past),)
-        design = _expand(policy.propose(known, *where), batch_shape, simulator.design_dim)
+        design = _expand(policy.propose(known, *where), batch_shape, simulator.design_dim).to(theta.dtype)
         outcome, state = simulator.step(theta, design, state)
         if detach_outcomes:
             outcome = outcome.detach()
@@ -192,7 +205,8 @@ class PolicySimulator:
         min_trials: Fewest trials kept. With `min_trials` < T each history ends after a random number of trials in
             [min_trials, T] and is padded, so that a posterior trained on them holds for any such length.
 
-    Returns from a call: theta (B, P) -> x (B, T, D + O + 1), on theta's device.
+    Returns from a call: theta (B, P) -> x (B, T, D + O + 1), on theta's device, float32 unless both theta and the prior
+    are float64. What is simulated is computed in the precision of the prior.
 
     Example:
         >>> from sbi_bed.simulators import LocationFinding
@@ -209,6 +223,7 @@ class PolicySimulator:
         self.min_trials = self.horizon if min_trials is None else check_count(min_trials, "min_trials", 0)
         if self.min_trials > self.horizon:
             raise ValueError(f"min_trials ({min_trials}) must not exceed the horizon ({horizon}).")
+        warn_beyond_training(policy, self.horizon)
 
     @torch.no_grad()
     def __call__(self, theta: Any) -> Tensor:
@@ -217,9 +232,10 @@ class PolicySimulator:
         Raises:
             ValueError: If theta is not finite or not (..., P).
         """
-        theta = as_finite_tensor(theta, "theta", last_dim=self.simulator.theta_dim).float()
-        batch = theta.reshape(-1, theta.shape[-1])
-        x = pack_history(*rollout(self.simulator, self.policy, batch, self.horizon))
+        theta = as_finite_tensor(theta, "theta", last_dim=self.simulator.theta_dim)
+        batch = theta.reshape(-1, theta.shape[-1]).to(self.simulator.dtype)
+        dtype = min(theta.dtype, self.simulator.dtype, key=lambda d: torch.finfo(d).bits)  # nets want float32
+        x = pack_history(*rollout(self.simulator, self.policy, batch, self.horizon)).to(dtype)
         if self.min_trials < self.horizon:
             lengths = torch.randint(self.min_trials, self.horizon + 1, (len(batch), 1))
             x = x * (torch.arange(self.horizon) < lengths).unsqueeze(-1).to(x)

@@ -75,5 +75,5 @@ def simulate_histories(
 
 
 def _simulate_batch(simulate: PolicySimulator, prior: Any, num: int) -> tuple[Tensor, Tensor]:
-    theta = prior.sample((num,)).float()
-    return theta, simulate(theta)
+    theta = prior.sample((num,))
+    return theta.float(), simulate(theta).float()

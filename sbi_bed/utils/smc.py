@@ -27,10 +27,21 @@ from torch import Tensor
 
 from .transforms import rowwise
 
-__all__ = ["ParticleBelief", "assimilate", "rejuvenate", "sample_populations", "weights_sample_size"]
+__all__ = [
+    "ImpossibleOutcomeError",
+    "ParticleBelief",
+    "assimilate",
+    "rejuvenate",
+    "sample_populations",
+    "weights_sample_size",
+]
 
 # The least temperature step, so that no likelihood can stall the ladder.
 _FIRST_STEP, _STEP_GROWTH = 1e-8, 1.3
+
+
+class ImpossibleOutcomeError(ValueError):
+    """No particle gives the data a positive likelihood."""
 
 
 class ParticleBelief(NamedTuple):
@@ -60,9 +71,16 @@ class ParticleBelief(NamedTuple):
 
     @property
     def effective_sample_size(self) -> Tensor:
-        """1 / Σ W², shape (*batch), where copies of one particle count as one particle with their summed weight."""
-        order = self.theta[..., 0].argsort(-1)
-        value = self.theta[..., 0].gather(-1, order)
+        """1 / Σ W², shape (*batch), where copies of one particle count as one particle with their summed weight.
+
+        Copies show in the parameters that are not whole numbers; where all are whole numbers, none count as copies.
+        """
+        varied = (self.theta != self.theta.round()).flatten(0, -2).any(0)
+        if not varied.any():
+            return 1 / (2 * self.log_weights).exp().sum(-1)
+        column = self.theta[..., int(varied.nonzero()[0])]
+        order = column.argsort(-1)
+        value = column.gather(-1, order)
         group = torch.nn.functional.pad((value[..., 1:] != value[..., :-1]).long(), (1, 0)).cumsum(-1)
         weights = torch.zeros_like(self.log_weights).scatter_add(-1, group, self.log_weights.gather(-1, order).exp())
         return 1 / weights.square().sum(-1)
@@ -103,7 +121,7 @@ def assimilate(
         belief: Particles that represent exp(log_target).
         log_likelihood: Callable theta (*batch, N, P) -> (*batch, N), any number N of particles; −inf is allowed.
         log_target: Callable of the same shapes, the log density so far, up to a constant.
-        transform: Torch bijection from theta to unconstrained coordinates, as sbi's `mcmc_transform(prior)`.
+        transform: Torch bijection from theta to unconstrained coordinates, as `to_unconstrained(prior)`.
         ess_threshold: Share of N below which the effective sample size may not fall before particles are resampled.
         num_moves: Metropolis moves in a block.
         max_moves: Most moves after one resampling.
@@ -140,7 +158,7 @@ def assimilate(
         log_weights = log_weights + _times(step.unsqueeze(-1), cloud.log_likelihood)
         increment = log_weights.logsumexp(-1)
         if not torch.isfinite(increment).all():
-            raise ValueError(
+            raise ImpossibleOutcomeError(
                 "no particle has a positive likelihood: this outcome is impossible under the prior, or far too few "
                 f"particles ({num_particles}) were used."
             )
@@ -202,7 +220,7 @@ class _Cloud:
 
     def __init__(self, theta: Tensor, log_target: Any, log_likelihood: Any, transform: Any):
         self._densities, self._transform = (log_target, log_likelihood), transform
-        self.free = torch.nan_to_num(rowwise(transform, theta), nan=0.0, posinf=30.0, neginf=-30.0)
+        self.free = torch.nan_to_num(rowwise(transform, theta), nan=0.0, posinf=30.0, neginf=-30.0)  # on an edge
         self.theta = theta
         self.log_target, self.log_likelihood = self._evaluate(theta, self.free)
 
@@ -230,8 +248,9 @@ class _Cloud:
         index = torch.where(
             where.unsqueeze(-1), _systematic(log_weights, num), torch.arange(num, device=log_weights.device)
         )
-        wide = index.unsqueeze(-1).expand_as(self.free)
-        self.free, self.theta = self.free.gather(-2, wide), self.theta.gather(-2, wide)
+        self.free, self.theta = (
+            rows.gather(-2, index.unsqueeze(-1).expand_as(rows)) for rows in (self.free, self.theta)
+        )
         self.log_target, self.log_likelihood = (
             self.log_target.gather(-1, index),
             self.log_likelihood.gather(-1, index),
@@ -244,8 +263,9 @@ class _Cloud:
         for done in range(1, max_moves + 1):
             self.move(temperature)
             if done % num_moves == 0 and done < max_moves:
-                spread = 2 * self.free.var(-2).clamp_min(1e-30)
-                moved = ((self.free - start).square().mean(-2) / spread).amin(-1)
+                spread = 2 * self.free.var(-2)
+                moved = (self.free - start).square().mean(-2) / spread.clamp_min(1e-30)
+                moved = torch.where(spread > 0, moved, torch.inf).amin(-1)  # a discrete one may have one value left
                 if (moved[where] >= target).all():
                     return
 
@@ -256,11 +276,10 @@ class _Cloud:
             (slice(0, num // 2), slice(num // 2, num)),
             (slice(num // 2, num), slice(0, num // 2)),
         ):
-            free = self.free[..., active, :]
-            free = free + _jumps(self.free[..., other, :], free.shape[-2])
+            free, correction = self._propose(self.free[..., active, :], self.free[..., other, :])
             theta = rowwise(self._transform.inv, free)
             log_target, log_likelihood = self._evaluate(theta, free)
-            gain = log_target - self.log_target[..., active]
+            gain = log_target - self.log_target[..., active] + correction
             gain = gain + _times(temperature.unsqueeze(-1), log_likelihood)
             gain = gain - _times(temperature.unsqueeze(-1), self.log_likelihood[..., active])
             accept = torch.rand_like(gain).log() < gain  # a NaN is a refusal
@@ -270,6 +289,28 @@ class _Cloud:
             for name, new in (("log_target", log_target), ("log_likelihood", log_likelihood)):
                 old = getattr(self, name)
                 old[..., active] = torch.where(accept, new, old[..., active])
+
+    def _propose(self, free: Tensor, other: Tensor) -> tuple[Tensor, Any]:
+        """New coordinates, and the correction of the Metropolis ratio.
+
+        With discrete parameters, a third of the moves carries a particle along the difference of two others, discrete
+        parameters included; a third moves the others alone, and a third one part of the discrete ones alone.
+        """
+        discrete = getattr(self._transform, "discrete", None)
+        jumps = _jumps(other, free.shape[-2])
+        if discrete is None or not discrete.any():
+            return free + jumps, 0.0
+        discrete, size = discrete.to(free.device), other.shape[-2]
+        first = torch.randint(size, (free.shape[-2],), device=free.device)
+        second = (first + torch.randint(1, size, first.shape, device=free.device)) % size
+        along = free + other[..., first, :] - other[..., second, :]
+        kind = torch.randint(3, free.shape[:-1], device=free.device)
+        if discrete.all():
+            kind = torch.where(kind == 1, 2, kind)
+        changed, correction = self._transform.propose_discrete(free, other)
+        moved = torch.where((kind == 1).unsqueeze(-1), free + jumps.masked_fill(discrete, 0.0), along)
+        moved = torch.where((kind == 2).unsqueeze(-1), changed, moved)
+        return moved, torch.where(kind == 2, correction, 0.0)
 
 
 def _jumps(other: Tensor, num: int) -> Tensor:

@@ -176,10 +176,10 @@ def test_an_easy_step_only_reweights_and_the_input_is_left_alone():
 
 def test_resampling_is_systematic_and_copies_count_once():
     weights = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.1, 0.2, 0.3, 0.4]]).double()
-    theta = torch.arange(4.0).reshape(1, 4, 1).expand(2, 4, 1)
+    theta = (torch.arange(4.0) + 0.5).reshape(1, 4, 1).expand(2, 4, 1)
     belief = ParticleBelief(theta, weights.log(), torch.zeros(2).double())
     drawn = belief.resample(1000).theta[..., 0]
-    counts = (drawn.unsqueeze(-1) == torch.arange(4.0)).sum(-2)
+    counts = (drawn.unsqueeze(-1) == torch.arange(4.0) + 0.5).sum(-2)
     assert (counts - 1000 * weights).abs().max() <= 1
     assert not torch.equal(drawn, drawn.sort(-1).values)
     assert torch.allclose(belief.effective_sample_size, 1 / weights.square().sum(-1))

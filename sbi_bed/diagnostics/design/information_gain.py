@@ -12,7 +12,7 @@ from ...objectives.base import Bound, NeuralBound
 from ...objectives.bounds import InformationGain, estimate_bounds
 from ...simulators.base import DesignSimulator
 from ...simulators.experiments import sampler_of
-from ...simulators.rollout import PolicySimulator
+from ...simulators.rollout import PolicySimulator, warn_beyond_training
 from ...utils.checks import check_count
 from ...utils.history import trials_before
 from ...utils.seeding import seeded
@@ -77,8 +77,8 @@ def expected_information_gain(
         Bounds with standard errors, in nats.
 
     Raises:
-        ValueError: If there is neither likelihood nor bound, an argument is out of range, or "posterior" meets a prior
-            without density.
+        ValueError: If there is neither likelihood nor bound, an argument is out of range, "posterior" meets a prior
+            without density, or an outcome or a log-likelihood is not finite.
 
     Source: Foster et al. 2021 (arXiv 2103.02438), sPCE and sNMC; Foster et al. 2020 (arXiv 1911.00294), ACE and VNMC.
 
@@ -99,6 +99,7 @@ def expected_information_gain(
         with seeded(seed):
             return _neural_gain(simulator, policy, check_count(horizon, "horizon"), num_rollouts, bound)
     _check_suits(simulator, prior, proposal, max_gap)
+    warn_beyond_training(policy, check_count(horizon, "horizon"))
     history, num_trials = trials_before(history, horizon, simulator.design_dim, simulator.outcome_dim)
     prior = simulator.prior if prior is None else prior
     if num_contrastive is None:
@@ -144,6 +145,7 @@ def _neural_gain(
 ) -> InformationGain:
     theta = simulator.prior.sample((num_rollouts,))
     training = bound.training
+    # `PolicySimulator` refuses outcomes that are not finite.
     terms = bound.eval()(theta, PolicySimulator(simulator, policy, horizon)(theta))
     bound.train(training)
     stderr = float(terms.std()) / math.sqrt(num_rollouts)

@@ -24,7 +24,7 @@ from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
 from ...inference.posteriors.defensive_proposal import DefensiveProposal
-from ...objectives.bounds import InformationGain, accumulate_bounds
+from ...objectives.bounds import InformationGain, accumulate_bounds, check_rollouts
 from ...objectives.contrastive import log_likelihood_of_history
 from ...simulators.base import DesignSimulator, prior_log_prob
 from ...simulators.rollout import rollout
@@ -55,7 +55,7 @@ def posterior_bounds(
     """Both bounds for `num_trials` trials after an optional history; see `expected_information_gain` for the rest."""
     theta = prior.sample((num_rollouts,))
     designs, outcomes = rollout(truth or simulator, policy, theta, num_trials, history)
-    log_likelihood = log_likelihood_of_history(simulator, theta, designs, outcomes).sum(-1)
+    log_likelihood = check_rollouts(outcomes, log_likelihood_of_history(simulator, theta, designs, outcomes)).sum(-1)
     proposals = _proposals(simulator, prior, designs, outcomes, num_particles, show_progress_bars)
     own = torch.cat([q.log_weight(t) for q, t in zip(proposals, theta.split(1), strict=True)])
     gain = accumulate_bounds(
@@ -107,7 +107,10 @@ def _proposals(
     show_progress_bars: bool,
 ) -> list[_HistoryProposal]:
     """One proposal for each history, designs (B, T, D) and outcomes (B, T, O)."""
-    transform, size = to_unconstrained(prior), max(1, _MAX_ELEMENTS // (num_particles * designs.shape[1]))
+    transform, size = (
+        to_unconstrained(prior, keep_discrete=True),
+        max(1, _MAX_ELEMENTS // (num_particles * designs.shape[1])),
+    )
     parts = list(zip(designs.split(size), outcomes.split(size), strict=True))
     proposals = []
     for part in tqdm(parts, desc="proposals", disable=not show_progress_bars, leave=False):

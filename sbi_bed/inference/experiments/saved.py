@@ -118,7 +118,9 @@ def policy_to_plain(policy: Any) -> dict[str, Any]:
     except (TypeError, ValueError):
         config = None
     weights = weights_to_plain(policy.state_dict()) if isinstance(policy, nn.Module) else None
-    return {"policy": name, "config": config, "weights": weights}
+    plain = {"policy": name, "config": config, "weights": weights}
+    trained = getattr(policy, "trained_horizon", None)
+    return plain if trained is None else {**plain, "trained_horizon": trained}
 
 
 def plain_to_policy(plain: dict[str, Any], simulator: DesignSimulator | None, given: Any = None) -> Any:

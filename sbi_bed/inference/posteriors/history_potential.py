@@ -85,12 +85,14 @@ class HistoryPotential(BasePotential):
             x_o = self.as_history(x_o)
             designs, outcomes, mask = split_history(x_o[0], self.simulator.design_dim)
             outcomes = self.simulator.check_outcome(outcomes[mask == 1])
-            self.designs, self.outcomes = designs[mask == 1].to(self.device), outcomes.to(self.device)
+            dtype = torch.promote_types(self.simulator.dtype, x_o.dtype)
+            self.designs, self.outcomes = (v.to(self.device, dtype) for v in (designs[mask == 1], outcomes))
         super().set_x(x_o, x_is_iid)
 
     def __call__(self, theta: Tensor, track_gradients: bool = True) -> Tensor:
         """Unnormalised log posterior (N,) of theta (N, P); −inf outside the prior's support."""
         _ = self.x_o  # an error if there is no history yet
+        theta = theta.to(torch.promote_types(theta.dtype, self.simulator.dtype))  # sbi's chains speak float32
         with torch.set_grad_enabled(track_gradients):
             log_likelihood = history_log_likelihood(self.simulator, theta, self.designs, self.outcomes)
             log_prior = prior_log_prob(self.prior, theta)  # pyright: ignore[reportArgumentType]

@@ -11,24 +11,28 @@ gives the evidence p(h) = Π_t p(y_t | h_{t−1}):
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from sbi.inference.posteriors import ImportanceSamplingPosterior, MCMCPosterior
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
-from sbi.utils import mcmc_transform
 from sbi.utils.torchutils import process_device
 from torch import Tensor
 from torch.distributions import Distribution
 
 from ...simulators.base import DesignSimulator
+from ...simulators.lapses import with_lapses
 from ...utils.checks import check_count
 from ...utils.seeding import seeded
-from ...utils.smc import ParticleBelief, rejuvenate
+from ...utils.smc import ImpossibleOutcomeError, ParticleBelief, rejuvenate, weights_sample_size
+from ...utils.transforms import to_unconstrained
+from ...utils.warn_user import warn_user
 from .defensive_proposal import DefensiveProposal
 from .history_potential import HistoryPotential
 from .predictive_check import PredictiveCheck, history_beliefs, predictive_check
@@ -36,6 +40,8 @@ from .predictive_check import PredictiveCheck, history_beliefs, predictive_check
 __all__ = ["PosteriorReport", "SMCPosterior", "chain_sample_size", "likelihood_posterior"]
 
 _SAMPLERS = ("mcmc", "importance", "smc")
+_ENOUGH = 30  # independent draws below which a posterior is not trusted
+_CANDIDATES, _MOST_CANDIDATES = 16, 1024  # effective candidates for each draw of importance sampling, and most in all
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def likelihood_posterior(
     Args:
         simulator: Experiment with a likelihood.
         history: Shape (n, D + O + 1) or (1, n, D + O + 1), padded or not; with no trials the posterior is the prior.
-        sample_with: "smc", "importance" or "mcmc".
+        sample_with: "smc", "importance" or "mcmc"; the last is only for priors without discrete parameters.
         num_particles: Particles of sequential Monte Carlo, and weighted draws for the evidence of "importance".
         proposal: For "importance" the proposal, for "mcmc" where chains start: a distribution with `sample` and
             `log_prob`. Adapted to the history if None.
@@ -87,8 +93,12 @@ def likelihood_posterior(
         normalised in all three, `set_default_x` and `x=` infer again, and `.report` is a `PosteriorReport`.
 
     Raises:
-        ValueError: If `sample_with` is none of the three, the simulator has no likelihood, its likelihood has another
-            shape, or the history is not finite, not one, or not of this simulator.
+        ValueError: If `sample_with` is none of the three, or "mcmc" for discrete parameters, the simulator has no
+            likelihood, its likelihood has another shape, or the history is not finite, not one, or not of this simulator.
+
+    Warns:
+        UserWarning: If the history is impossible under the prior, which the posterior then forgives; and on `sample`, once,
+            if draws are worth too few independent ones.
 
     Example:
         >>> from sbi_bed.simulators import LocationFinding
@@ -124,13 +134,29 @@ class _HistoryPosterior(NeuralPosterior):
     _settings: dict[str, Any]
     _assimilate_settings: dict[str, Any] | None = None
     _report: PosteriorReport | None = None
+    _warned = False
+
+    @cached_property
+    def _strict(self) -> DesignSimulator:
+        """The simulator as it was given, without lapses."""
+        return self.potential_fn.simulator
 
     def set_default_x(self, x: Tensor) -> Any:
         """Condition on another history (n, D + O + 1), or (1, n, D + O + 1): infers again."""
         x = self.potential_fn.as_history(x)
         self.potential_fn.set_x(x)
-        self._report = None
-        self._infer()
+        self._report, self._warned = None, False
+        self.potential_fn.simulator = self._strict
+        try:
+            self._infer()
+        except ImpossibleOutcomeError:
+            warn_user(
+                "the history is impossible under the prior: no particle has a positive likelihood. This posterior allows "
+                "for outcomes that have nothing to do with theta, one in a thousand. Give the model a lapse rate or wider "
+                "noise."
+            )
+            self.potential_fn.simulator = with_lapses(self._strict)
+            self._infer()
         self._check_seed = int(torch.randint(2**31, ()))
         return super().set_default_x(x)
 
@@ -138,7 +164,7 @@ class _HistoryPosterior(NeuralPosterior):
         """Move to a device; infers again there."""
         self._device = process_device(device)  # pyright: ignore[reportArgumentType]
         prior = self.potential_fn.to(device).prior
-        self.theta_transform = mcmc_transform(prior, device=device)  # pyright: ignore[reportArgumentType]
+        self.theta_transform = to_unconstrained(prior, keep_discrete=True)
         return self if self.default_x is None else self.set_default_x(self.default_x)
 
     def _infer(self) -> None:
@@ -172,7 +198,26 @@ class _HistoryPosterior(NeuralPosterior):
 
     def sample(self, sample_shape: Any = (), x: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Draws (*sample_shape, P) given the default history or x; keywords as in sbi."""
-        return self._at(x)._draw(torch.Size(sample_shape), **kwargs)
+        there = self._at(x)
+        draws: Any = there._draw(torch.Size(sample_shape), **kwargs)
+        there._warn_if_few(draws[0] if isinstance(draws, tuple) else draws)  # weighted draws come in a pair
+        return draws  # pyright: ignore[reportReturnType]
+
+    def _warn_if_few(self, theta: Tensor) -> None:
+        """One warning for each history if the draws are worth too few independent ones."""
+        rows = theta.reshape(-1, theta.shape[-1])
+        if self._warned or len(rows) < 2:
+            return
+        size, enough = self.effective_sample_size, min(_ENOUGH, len(rows) / 2)
+        whole = (rows == rows.round()).all()  # these repeat
+        distinct = len(rows) if whole else len(rows.unique(dim=0))
+        if min(size, distinct) < enough:
+            self._warned = True
+            warn_user(
+                f"this posterior is not to be trusted: its draws are worth {size:.0f} independent ones, and {distinct} of "
+                f"{len(rows)} are distinct. Take more num_particles=; or, where the noise is far smaller than the "
+                "outcomes, give the prior and the data in float64."
+            )
 
     def sample_batched(self, sample_shape: Any, x: Tensor, **kwargs: Any) -> Tensor:
         """Draws (*sample_shape, B, P) for histories x (B, n, D + O + 1), one after the other."""
@@ -226,7 +271,7 @@ class SMCPosterior(_HistoryPosterior):
     sample_with = "smc"
 
     def __init__(self, potential_fn: HistoryPotential, settings: dict[str, Any], **kwargs: Any):
-        super().__init__(potential_fn, mcmc_transform(potential_fn.prior))  # pyright: ignore[reportArgumentType]
+        super().__init__(potential_fn, to_unconstrained(potential_fn.prior, keep_discrete=True))
         self._settings, self._assimilate_settings = settings, kwargs
         self._purpose = "It samples by sequential Monte Carlo and has a normalised .log_prob()."
 
@@ -250,9 +295,9 @@ class _ImportancePosterior(_HistoryPosterior, ImportanceSamplingPosterior):
     sample_with = "importance"
 
     def __init__(self, potential_fn: HistoryPotential, settings: dict[str, Any], **kwargs: Any):
-        transform = mcmc_transform(potential_fn.prior)  # pyright: ignore[reportArgumentType]
+        transform = to_unconstrained(potential_fn.prior, keep_discrete=True)
         ImportanceSamplingPosterior.__init__(self, potential_fn, settings["proposal"], transform, **kwargs)
-        self._settings = settings
+        self._settings, self._at_least = settings, self.oversampling_factor
 
     @torch.no_grad()
     def _infer(self) -> None:
@@ -264,7 +309,9 @@ class _ImportancePosterior(_HistoryPosterior, ImportanceSamplingPosterior):
         log_evidence = log_weights.logsumexp(0)
         if not torch.isfinite(log_evidence):
             raise ValueError("no draw of the proposal has a finite, positive weight: it does not cover the posterior.")
-        self._ess = (2 * log_evidence - (2 * log_weights).logsumexp(0)).exp().item()
+        self._ess = weights_sample_size(log_weights).item()
+        # sbi picks each draw among this many candidates: where few of them count, more are needed.
+        self.oversampling_factor = max(self._at_least, min(_MOST_CANDIDATES, math.ceil(_CANDIDATES * num / self._ess)))
         self.log_evidence = (log_evidence - np.log(num)).item()
         self._normalization_constant = torch.tensor(self.log_evidence).exp()
 
@@ -281,7 +328,12 @@ class _MCMCPosterior(_HistoryPosterior, MCMCPosterior):
     sample_with = "mcmc"
 
     def __init__(self, potential_fn: HistoryPotential, settings: dict[str, Any], **kwargs: Any):
-        transform = mcmc_transform(potential_fn.prior)  # pyright: ignore[reportArgumentType]
+        transform = to_unconstrained(potential_fn.prior, keep_discrete=True)
+        if transform.discrete.any():
+            raise ValueError(
+                "sample_with='mcmc' moves in continuous coordinates, but theta is discrete in part; use 'smc' or "
+                "'importance'."
+            )
         init = {"init_strategy": "sir", "init_strategy_parameters": {"num_candidate_samples": 32}}
         kwargs = {"num_chains": 50, "warmup_steps": 25, **init, **kwargs}
         MCMCPosterior.__init__(self, potential_fn, settings["proposal"], transform, **kwargs)

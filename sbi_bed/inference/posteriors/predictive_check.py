@@ -27,13 +27,11 @@ The other two are there for a misspecified likelihood.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sbi.utils import mcmc_transform
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -41,6 +39,7 @@ from ...simulators.base import DesignSimulator, prior_log_prob
 from ...utils.checks import check_count
 from ...utils.seeding import seeded
 from ...utils.smc import ParticleBelief, assimilate
+from ...utils.transforms import to_unconstrained
 from .history_potential import HistoryPotential, history_log_likelihood
 
 __all__ = ["PredictiveCheck", "WidenedPrior", "history_beliefs", "predictive_check"]
@@ -76,8 +75,12 @@ class WidenedPrior:
     """
 
     def __init__(self, prior: Distribution, transform: Any, factor: float = 3.0, num_samples: int = 1000):
-        self._prior, self._transform, self._factor = prior, transform, factor
-        self._mean = transform(prior.sample((num_samples,))).mean(0)
+        self._prior, self._transform = prior, transform
+        free = transform(prior.sample((num_samples,)))
+        discrete = getattr(transform, "discrete", torch.zeros(free.shape[-1], dtype=torch.bool))
+        # Discrete parameters stay as they are: there is no scale to stretch.
+        self._mean = torch.where(discrete, 0.0, free.mean(0))
+        self._factor = torch.where(discrete, 1.0, factor).to(free)
 
     def sample(self, sample_shape: tuple[int] = (1,)) -> Tensor:
         """Draws of shape (N, P)."""
@@ -91,7 +94,7 @@ class WidenedPrior:
         narrow = self._transform.inv(narrow_free)
         stretch = self._transform.log_abs_det_jacobian(theta, free)
         stretch = stretch - self._transform.log_abs_det_jacobian(narrow, narrow_free)
-        return prior_log_prob(self._prior, narrow) + stretch - theta.shape[-1] * math.log(self._factor)
+        return prior_log_prob(self._prior, narrow) + stretch - self._factor.log().sum()
 
 
 def history_beliefs(
@@ -174,7 +177,7 @@ def _run_check(potential: HistoryPotential, num_particles: int, num: int, wideni
     simulator, prior, data = potential.simulator, potential.prior, (potential.designs, potential.outcomes)
     if len(data[0]) == 0:
         return PredictiveCheck(1.0, 1.0, 1.0, torch.zeros(0), torch.zeros(0))
-    transform = mcmc_transform(prior)  # pyright: ignore[reportArgumentType]
+    transform = to_unconstrained(prior, keep_discrete=True)
     beliefs = history_beliefs(simulator, *data, prior, transform, num_particles)
     wide_prior = WidenedPrior(prior, transform, widening)  # pyright: ignore[reportArgumentType]
     wide_beliefs = history_beliefs(_Forgiving(simulator), *data, wide_prior, transform, num_particles)  # pyright: ignore

@@ -69,6 +69,8 @@ def best_design(
             designs = space.from_free(free)
             gains = gain(designs)
             keep_best(designs, gains)
+            if not gains.requires_grad:  # a likelihood of steps has no gradient to follow
+                return best
             (gradient,) = torch.autograd.grad(-gains.sum(), free)
             free.grad = gradient.nan_to_num()
             optimizer.param_groups[0]["lr"] = learning_rate * 0.01 ** (step / num_steps)

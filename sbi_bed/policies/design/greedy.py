@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from ...simulators.base import DesignSimulator, parameter_indices, prior_log_prob
 from ...simulators.design_space import DesignSpace
+from ...simulators.lapses import with_lapses
 from ...utils.checks import as_finite_tensor, check_count
 from ...utils.quasi_random import quasi_random_draws
 from ...utils.seeding import seeded
-from ...utils.smc import ParticleBelief, assimilate
+from ...utils.smc import ImpossibleOutcomeError, ParticleBelief, assimilate
 from ...utils.transforms import to_unconstrained
+from ...utils.warn_user import warn_user
 from ..base import Policy
 from .design_search import best_design, starting_designs
 from .one_step_gain import (
@@ -49,6 +51,8 @@ class GreedyState(NamedTuple):
         outcomes: Outcomes so far, (*batch, n, O).
         table: What the particles say of the candidates, once they have moved; else None.
         moved: Whether the particles are no longer the policy's own.
+        lapsed: Where an outcome was impossible for all particles, (*batch), boolean, or None where none was. From then on
+            the belief allows for lapses (`sbi_bed.simulators.lapses`).
     """
 
     belief: ParticleBelief
@@ -56,6 +60,7 @@ class GreedyState(NamedTuple):
     outcomes: Tensor
     table: OutcomeTable | None = None
     moved: bool = False
+    lapsed: Tensor | None = None
 
 
 class GreedyPolicy(Policy):
@@ -165,7 +170,7 @@ class GreedyPolicy(Policy):
         self.num_inner = check_count(num_inner, "num_inner")
         self.num_outer = min(check_count(num_outer, "num_outer"), self.num_inner)
         self.theta = quasi_random_draws(simulator.prior, check_count(num_particles, "num_particles", 4), self._seed)
-        self._transform = to_unconstrained(simulator.prior)  # early: importing sbi keeps a person waiting
+        self._transform = to_unconstrained(simulator.prior, keep_discrete=True)
         self._table: OutcomeTable | None = None
         self._first: Tensor | None = None
 
@@ -182,11 +187,21 @@ class GreedyPolicy(Policy):
     def update(self, state: GreedyState, design: Tensor, outcome: Tensor) -> GreedyState:
         """Bayes' rule for one more trial, and new particles where too few are left that count.
 
+        An outcome that is impossible for every particle is kept, with a warning: the belief then allows for lapses.
+
         Raises:
-            ValueError: If the outcome is impossible for every particle, or its likelihood is NaN.
+            ValueError: If design or outcome have another shape or are not finite, or a likelihood is NaN.
+
+        Warns:
+            UserWarning: If the outcome is impossible for every particle.
         """
-        belief, design, outcome = state.belief, design.to(self.theta), outcome.to(self.theta)
-        likelihood = self.simulator.log_likelihood(belief.theta, design.unsqueeze(-2), outcome.unsqueeze(-2))
+        belief = state.belief
+        design = as_finite_tensor(design, "design", last_dim=self.design_dim).to(self.theta)
+        outcome = as_finite_tensor(outcome, "outcome", last_dim=self.outcome_dim).to(self.theta)
+        trial = belief.theta, design.unsqueeze(-2), outcome.unsqueeze(-2)
+        likelihood = self.simulator.log_likelihood(*trial)
+        if state.lapsed is not None and state.lapsed.any():
+            likelihood = torch.where(state.lapsed.unsqueeze(-1), self._forgiving.log_likelihood(*trial), likelihood)
         joint = belief.log_weights + likelihood
         increment = joint.logsumexp(-1)
         posterior = belief._replace(
@@ -198,6 +213,7 @@ class GreedyPolicy(Policy):
             torch.cat([state.outcomes, outcome.unsqueeze(-2)], -2),
             state.table,
             state.moved,
+            state.lapsed,
         )
         # Written so that NaN counts as too few.
         enough = posterior.log_weights.exp().square().sum(-1) <= 1 / (self.ess_threshold * len(self.theta))
@@ -340,9 +356,14 @@ class GreedyPolicy(Policy):
         with seeded(self._seed + num_trials):
             for index in where.reshape(-1).nonzero().squeeze(-1).split(chunk):
                 start = ParticleBelief(*(part[index] for part in before))
-                moved = self._assimilate_last(start, flat.designs[index], flat.outcomes[index])
+                trials, known = (flat.designs[index], flat.outcomes[index]), flat.lapsed
+                moved, lapsed = self._moved(start, *trials, None if known is None else known[index])
                 for old, new in zip(belief, moved, strict=True):
                     old[index] = new.to(old)
+                if lapsed is not None:
+                    known = torch.zeros(len(flat.designs), dtype=torch.bool) if known is None else known.clone()
+                    known[index] = lapsed
+                    flat = flat._replace(lapsed=known)
         table = None
         if self.candidates is not None and self.outcomes is not None:
             size = len(belief.theta) * len(self.theta) * len(self.candidates) * len(self.outcomes)
@@ -350,17 +371,60 @@ class GreedyPolicy(Policy):
         flat = flat._replace(belief=belief, table=table, moved=True)
         return GreedyState(*_map(flat, lambda tensor: tensor.reshape((*batch_shape, *tensor.shape[1:]))))
 
-    def _assimilate_last(self, belief: ParticleBelief, designs: Tensor, outcomes: Tensor) -> ParticleBelief:
+    @cached_property
+    def _forgiving(self) -> DesignSimulator:
+        return with_lapses(self.simulator)
+
+    def _moved(
+        self, belief: ParticleBelief, designs: Tensor, outcomes: Tensor, lapsed: Tensor | None
+    ) -> tuple[ParticleBelief, Tensor | None]:
+        """Belief (b, N) of all but the last trial → belief of all, and which (b) allow for lapses; None if none does."""
+        if lapsed is None or not lapsed.any():
+            try:
+                return self._assimilate_last(self.simulator, belief, designs, outcomes), lapsed
+            except ImpossibleOutcomeError:
+                pass
+        parts, flags = [], []
+        for row in range(len(designs)):
+            own = ParticleBelief(*(part[row : row + 1] for part in belief))
+            trials, known = (designs[row : row + 1], outcomes[row : row + 1]), lapsed is not None and bool(lapsed[row])
+            try:
+                simulator = self._forgiving if known else self.simulator
+                parts.append(self._assimilate_last(simulator, own, *trials))
+            except ImpossibleOutcomeError:
+                warn_user(
+                    f"outcome {outcomes[row, -1].tolist()} of trial {designs.shape[1]} is impossible for every particle. "
+                    "It is kept, and from here on the belief allows for outcomes that have nothing to do with theta. Give "
+                    "the model a lapse rate or wider noise."
+                )
+                parts.append(self._from_the_prior(*trials))
+                known = True
+            flags.append(known)
+        return ParticleBelief(*(torch.cat(part) for part in zip(*parts, strict=True))), torch.tensor(flags)
+
+    def _from_the_prior(self, designs: Tensor, outcomes: Tensor) -> ParticleBelief:
+        """Belief (1, N) of all trials (1, n, ·) with lapses, tempered from the prior."""
+        prior, simulator = self.simulator.prior, self._forgiving
+
+        def log_likelihood(theta: Tensor) -> Tensor:
+            return simulator.log_likelihood(theta.unsqueeze(-2), designs[:, None], outcomes[:, None]).sum(-1)
+
+        start = ParticleBelief.from_samples(self.theta.unsqueeze(0))
+        return assimilate(start, log_likelihood, partial(prior_log_prob, prior), self._transform)
+
+    def _assimilate_last(
+        self, simulator: DesignSimulator, belief: ParticleBelief, designs: Tensor, outcomes: Tensor
+    ) -> ParticleBelief:
         """Belief (b, N) of all but the last trial → belief of all trials, with moved particles."""
 
         def log_target(theta: Tensor) -> Tensor:
-            earlier = self.simulator.log_likelihood(
-                theta.unsqueeze(-2), designs[:, None, :-1], outcomes[:, None, :-1]
-            ).sum(-1)
+            earlier = simulator.log_likelihood(theta.unsqueeze(-2), designs[:, None, :-1], outcomes[:, None, :-1]).sum(
+                -1
+            )
             return (prior_log_prob(self.simulator.prior, theta) + earlier).nan_to_num(nan=-torch.inf)
 
         def log_likelihood(theta: Tensor) -> Tensor:
-            return self.simulator.log_likelihood(theta, designs[:, None, -1], outcomes[:, None, -1])
+            return simulator.log_likelihood(theta, designs[:, None, -1], outcomes[:, None, -1])
 
         return assimilate(belief, log_likelihood, log_target, self._transform, max_moves=12, decorrelation=0.25)
 
@@ -369,7 +433,8 @@ def _map(state: GreedyState, function: Any) -> list[Any]:
     """Apply a function to every tensor of a state."""
     belief = ParticleBelief(*(function(part) for part in state.belief))
     table = None if state.table is None else OutcomeTable(*(function(part) for part in state.table))
-    return [belief, function(state.designs), function(state.outcomes), table, state.moved]
+    lapsed = None if state.lapsed is None else function(state.lapsed)
+    return [belief, function(state.designs), function(state.outcomes), table, state.moved, lapsed]
 
 
 def _flatten(state: GreedyState) -> GreedyState:

@@ -64,7 +64,7 @@ class StaticPolicy(Policy):
             designs = self.design_space.check(designs)
             if designs.shape != (horizon, self.design_dim):
                 raise ValueError(f"designs must have shape {(horizon, self.design_dim)}, got {tuple(designs.shape)}.")
-            self.fixed = designs.float()
+            self.fixed = designs.to(torch.get_default_dtype())
             self.config["designs"] = designs.tolist()
 
     def initial_state(self, batch_shape: Sequence[int] = ()) -> _State:

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from models import LinearGaussian, TinyPolicy, YesNo
-from torch.distributions import MultivariateNormal, constraints
+from models import LinearGaussian, TinyPolicy, YesNo, gaussian_prior
+from torch.distributions import MultivariateNormal, Normal, constraints
 
 from sbi_bed.diagnostics import expected_information_gain
 from sbi_bed.objectives import bounds as module
@@ -227,3 +227,51 @@ def test_wrong_arguments_are_refused(changes, error, message):
 
 def test_number_of_blocks_is_large_enough_for_a_standard_error():
     assert module._NUM_BLOCKS >= 50
+
+
+@pytest.mark.parametrize("proposal", [None, "posterior"])
+@pytest.mark.parametrize(
+    ("bad_outcome", "bad_density", "message"),
+    [
+        (math.nan, 0.0, "the simulator's outcome is nan in rollout 3, trial 1"),
+        (math.inf, 0.0, "the simulator's outcome is inf in rollout 3, trial 1"),
+        (0.0, math.nan, "log_likelihood is nan in rollout 3, trial 1"),
+        (0.0, -math.inf, "log_likelihood is -inf in rollout 3, trial 1"),
+    ],
+)
+def test_what_is_not_finite_is_named_at_once(bad_outcome, bad_density, message, proposal):
+    calls = []
+
+    def simulate(theta, design):
+        calls.append(len(theta))
+        outcome = theta * design + torch.randn_like(theta * design)
+        if len(calls) == 2:
+            outcome[3] += bad_outcome
+        return outcome
+
+    def log_likelihood(theta, design, outcome):
+        value = Normal(theta * design, 1.0).log_prob(outcome).sum(-1)
+        if value.ndim == 2 and value.shape[-1] == 2 and bad_density:
+            value[3, 1] += bad_density
+        return value
+
+    simulator = DesignSimulator(
+        gaussian_prior(1), simulate, constraints.interval(-torch.ones(1), torch.ones(1)), log_likelihood
+    )
+    with pytest.raises(ValueError, match=message):
+        expected_information_gain(
+            simulator, lambda h: torch.ones(1), 2, 10, 100, seed=0, proposal=proposal, num_particles=100, max_gap=1e-3
+        )
+
+
+def test_a_density_that_is_nan_at_other_theta_is_named():
+    simulator = DesignSimulator(
+        gaussian_prior(1),
+        lambda theta, design: theta * design + torch.randn_like(theta * design),
+        constraints.interval(-torch.ones(1), torch.ones(1)),
+        lambda theta, design, y: torch.where(
+            (y - theta * design).squeeze(-1).abs() > 4.5, torch.nan, Normal(theta * design, 1.0).log_prob(y).sum(-1)
+        ),
+    )
+    with pytest.raises(ValueError, match="is NaN or infinite at some contrastive theta"):
+        expected_information_gain(simulator, lambda h: torch.ones(1), 2, 64, 2000, seed=0, max_gap=1e-3)

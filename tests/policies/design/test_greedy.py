@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from models import LinearGaussian, YesNo, gaussian_prior
+from sbi.utils import BoxUniform
 from torch.distributions import (
     Beta,
     Binomial,
@@ -19,6 +20,7 @@ from torch.distributions import (
 )
 
 from sbi_bed.diagnostics import expected_information_gain
+from sbi_bed.inference import AdaptiveExperiment
 from sbi_bed.policies import GreedyPolicy, RandomPolicy, load_policy
 from sbi_bed.policies.design.one_step_gain import (
     OutcomeTable,
@@ -469,8 +471,9 @@ def test_impossible_outcomes_and_nan():
         outcome_space=constraints.boolean,
     )
     policy = GreedyPolicy(sure)
-    with pytest.raises(ValueError, match="impossible"):
-        policy.update(policy.initial_state(), torch.ones(1), torch.ones(1))
+    with pytest.warns(UserWarning, match="impossible for every particle. It is kept"):
+        state = policy.update(policy.initial_state(), torch.ones(1), torch.ones(1))
+    assert torch.isfinite(state.belief.theta).all() and state.outcomes.tolist() == [[1.0]]
     broken = DesignSimulator(
         gaussian_prior(1),
         lambda theta, design: theta * design,
@@ -483,3 +486,71 @@ def test_impossible_outcomes_and_nan():
     policy = GreedyPolicy(broken)
     with pytest.raises(ValueError, match="NaN for candidate 1"):
         policy.propose(policy.initial_state())
+
+
+def steps_without_lapses():
+    """y = 1 exactly where θ > ξ, θ ~ U(0, 1): a second opinion about the same ξ contradicts for sure."""
+
+    def log_likelihood(theta, design, outcome):
+        return torch.where((theta > design).squeeze(-1) == (outcome.squeeze(-1) == 1), 0.0, -torch.inf)
+
+    return DesignSimulator(
+        BoxUniform(torch.zeros(1), torch.ones(1)),
+        lambda theta, design: (theta > design).float(),
+        DesignSpace(constraints.interval(0.0, 1.0)),
+        log_likelihood,
+        outcome_space=constraints.boolean,
+    )
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_a_contradiction_does_not_end_a_run(batch):
+    policy = GreedyPolicy(steps_without_lapses(), num_particles=512)
+    trials = [(0.5, 1.0), (0.7, 0.0), (0.4, 0.0), (0.6, 1.0)]  # θ in (0.6, 0.7), but for the third answer
+    state = policy.initial_state(batch)
+    with pytest.warns(UserWarning, match="outcome .* of trial 3 is impossible") as caught:
+        for design, outcome in trials:
+            state = policy.update(state, torch.full((*batch, 1), design), torch.full((*batch, 1), outcome))
+    assert len(caught) == max(1, sum(batch)) and bool(state.lapsed.all())
+    weights, theta = state.belief.log_weights.exp(), state.belief.theta.squeeze(-1)
+    inside = (weights * ((theta > 0.6) & (theta < 0.7))).sum(-1)
+    assert (inside > 0.95).all()  # one contradiction there, two or more elsewhere: odds of a thousand times the widths
+    assert policy.propose(state).shape == (*batch, 1)
+
+
+def test_a_live_run_and_its_posterior_survive_a_contradiction():
+    simulator = steps_without_lapses()
+    experiment = AdaptiveExperiment(GreedyPolicy(simulator, num_particles=512), simulator, 6, seed=0)
+    for outcome in (1.0, 1.0, 0.0):
+        experiment.next_design()
+        experiment.record([outcome])
+    with pytest.warns(UserWarning, match="impossible"):
+        experiment.record([1.0 - float(experiment.outcomes[1, 0])], design=experiment.designs[1])
+        experiment.next_design()
+    assert experiment.num_trials == 4 and experiment.next_design().shape == (1,)
+    for sample_with in ("smc", "importance"):
+        with pytest.warns(UserWarning, match="the history is impossible under the prior"):
+            posterior = experiment.posterior(sample_with)
+        low, high = float(experiment.designs[0, 0]), float(experiment.designs[2, 0])  # one contradiction in between
+        draws = posterior.sample((500,))
+        assert float(((draws > low) & (draws < high)).float().mean()) > 0.9
+
+
+def test_bad_input_is_refused_early():
+    policy = GreedyPolicy(steps_without_lapses(), num_particles=64)
+    state = policy.initial_state()
+    for design, outcome, message in [
+        (torch.ones(2), torch.ones(1), "design must have 1 values"),
+        (torch.ones(1), torch.ones(2), "outcome must have 1 values"),
+        (torch.tensor([torch.nan]), torch.ones(1), "design must be finite"),
+        (torch.ones(1), torch.tensor([torch.inf]), "outcome must be finite"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            policy.update(state, design, outcome)
+    for candidates, message in [
+        (torch.zeros(0, 1), r"candidates must have shape \(J, 1\)"),
+        (torch.tensor([[0.5], [torch.nan]]), "candidates must be finite"),
+        (torch.tensor([[0.5], [2.0]]), "outside the design space"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            GreedyPolicy(steps_without_lapses(), candidates=candidates)

@@ -196,7 +196,8 @@ class AdaptiveExperiment(SavedExperiment):
         Raises:
             ValueError: If the simulator has no likelihood and no trained posterior is given, or the index is missing.
         """
-        history = self.history
+        by_name = isinstance(sample_with, str)  # a likelihood has the precision of the prior
+        history = self._trials.history(self.simulator.dtype, self.horizon) if by_name else self.history
         if self._batch_shape:
             if experiment is None:
                 raise ValueError(f"say which of the {self.num_experiments} experiments: posterior(experiment=0).")
@@ -204,7 +205,7 @@ class AdaptiveExperiment(SavedExperiment):
         if num_trials is not None:
             history = history.clone()
             history[check_count(num_trials, "num_trials", 0) :] = 0
-        if not isinstance(sample_with, str):
+        if not by_name:
             return _given(sample_with, history)
         from ...posteriors.likelihood_posterior import likelihood_posterior
 
@@ -325,13 +326,14 @@ class AdaptiveExperiment(SavedExperiment):
         return self._checked(outcome, "outcome", self.simulator.outcome_dim, self.simulator.check_outcome)
 
     def _checked(self, value: Any, name: str, dim: int, check: Callable[[Any], Tensor]) -> Tensor:
-        """A design or outcome as given, exact, of the right shape and inside its space, also in the policy's dtype."""
+        """A design or outcome as given, exact, of the right shape and inside its space."""
         value = as_finite_tensor(value, name, last_dim=dim)
         if value.shape != (*self._batch_shape, dim):
             raise ValueError(f"{name} must have shape {(*self._batch_shape, dim)}, got {tuple(value.shape)}.")
         value = value.detach().cpu().clone()
         check(value)
-        check(value.to(self._running.dtype))
+        if name == "outcome":  # a tiny positive one must not become 0 in the policy's precision
+            check(value.to(self._running.dtype))
         return value
 
     def _add_trial(self, design: Tensor, outcome: Tensor, cost: float | None) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ....simulators.base import DesignSimulator
-from ....simulators.rollout import as_sequential
+from ....simulators.rollout import as_sequential, warn_beyond_training
 from ....utils.seeding import seed_for, seeded
 from .trials import Trials
 
@@ -44,12 +44,13 @@ class RunningPolicy:
         trials = getattr(policy, "horizon", None)
         if isinstance(trials, int) and trials < horizon:
             raise ValueError(f"the policy was built for {trials} trials, the horizon is {horizon}.")
+        warn_beyond_training(policy, horizon)
         for name in ("design_dim", "outcome_dim"):
             expected = getattr(simulator, name)
             if getattr(policy, name, expected) != expected:
                 raise ValueError(f"the policy has {name} {getattr(policy, name)}, the simulator {expected}.")
         weights = [p for p in policy.parameters() if p.is_floating_point()] if isinstance(policy, nn.Module) else []
-        like = weights[0] if weights else torch.zeros(())
+        like = weights[0] if weights else torch.zeros((), dtype=simulator.dtype)
         self.dtype, self.device = like.dtype, like.device
         self._batch_shape, self._seed = batch_shape, seed
         self._state: Any = None

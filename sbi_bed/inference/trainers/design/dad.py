@@ -206,6 +206,8 @@ class DAD(StepTrainer):
     def _finish(self) -> None:
         """Of a static policy's lists of designs keep that whose bound is highest, on 1,024 new histories of each."""
         policy = self.policy
+        if isinstance(policy, Policy):
+            policy.trained_horizon = max(self.horizon, policy.trained_horizon or 0)
         if not isinstance(policy, StaticPolicy) or policy.num_starts == 1:
             return
         total = torch.zeros(policy.num_starts, device=self.device)
