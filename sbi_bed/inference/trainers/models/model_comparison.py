@@ -204,7 +204,7 @@ class ModelComparison(EpochTrainer):
             vary_sizes: Whether data sets are trained on in random sizes, drawn anew for each simulation and epoch: from one
                 group and one observation up to the simulated size, with 0 to 60 % missing. If None it is done where a
                 `HierarchicalEmbedding` would see data sets of one size only; the progress bar and `varied_sizes` say so. To
-                be good at all sizes it takes 1,000 steps or more. At other sizes than those of its training a net can be
+                be good at all sizes it takes 2,000 steps or more. At other sizes than those of its training a net can be
                 far off, and warns.
             checkpoint: File that holds the training's state, written every `checkpoint_every` epochs and at the end.
             checkpoint_every: Epochs between checkpoints.

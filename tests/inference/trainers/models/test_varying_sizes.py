@@ -152,7 +152,7 @@ def fixed():
 
 
 def test_at_any_size_with_varying_sizes(varied):
-    """A net for full sets is off by up to 1.6 nats if one person has one trial; .02 takes 1,000 steps, these are 300."""
+    """A net for full sets is off by up to 1.6 nats if one person has one trial; .02 takes 2,000 steps, these are 300."""
     assert varied.varied_sizes
     check_all_sizes(varied.build_posterior(), Scattered(), 0.1, 400)
 
@@ -163,7 +163,7 @@ def test_at_any_size_with_varying_sizes(varied):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_at_any_size(name, seed):
     torch.manual_seed(seed)
-    posterior = trained(FAMILIES[name], 8000, seed, vary_sizes=True, epochs=40).build_posterior()
+    posterior = trained(FAMILIES[name], 16_000, seed, vary_sizes=True, epochs=40).build_posterior()
     check_all_sizes(posterior, FAMILIES[name], 0.02, 600)
 
 
