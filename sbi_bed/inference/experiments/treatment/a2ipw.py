@@ -150,12 +150,16 @@ def estimate_ate(scores: Any, level: float = 0.95, tightest_at: int = 200) -> At
     sd = torch.where(count > 1, squares / (count - 1).clamp_min(1), torch.inf).sqrt()
     stderr = sd / count.sqrt()
     wald = NormalDist().inv_cdf(0.5 + level / 2) * stderr
-    s = count * mixture_scale(level, tightest_at) ** 2
-    width = stderr * (2 * (s + 1) / s * (0.5 * (s + 1).log() - math.log(1 - level))).sqrt()
-    width = torch.where(count < FIRST_LOOK, torch.inf, width)
+    width = torch.where(count < FIRST_LOOK, torch.inf, stderr * squared_width(count, level, tightest_at).sqrt())
     return AteEstimate(
         ate, stderr, (ate - wald, ate + wald), (ate - width, ate + width), count.long().expand_as(ate), level
     )
+
+
+def squared_width(count: Tensor, level: float, tightest_at: int) -> Tensor:
+    """Squared half-width of the confidence sequence in standard errors, after `count` units."""
+    s = count * mixture_scale(level, tightest_at) ** 2
+    return 2 * (s + 1) / s * (0.5 * (s + 1).log() - math.log(1 - level))
 
 
 def mixture_scale(level: float, tightest_at: int) -> float:

@@ -1,9 +1,9 @@
-"""A live treatment experiment: who gets which arm, decided unit by unit, and the effect at any time.
+"""A live treatment experiment: it assigns units to arms one by one, and estimates the effect at any time.
 
-Each unit is assigned with a propensity, and its outcome in either arm predicted, from outcomes that had been recorded
-before; both are fixed, and on the disk with a journal, before the arm is told. The estimate is A2IPW with exactly these
-numbers (`a2ipw.py`), so no choice of policy or of predictions can bias it. Outcomes may come late and in any order, as
-long as when they come does not depend on what they are.
+Each unit gets a propensity and a predicted outcome in both arms, from outcomes recorded before. Both are fixed, and with a
+journal on the disk, before the arm is drawn. The estimate is A2IPW with exactly these
+numbers (`a2ipw.py`), so no choice of policy or of predictions can bias it. Outcomes may come late, in any order, or never,
+and more so in one arm than in the other. Within an arm, loss and delay must not depend on outcomes or covariates.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from ....policies.treatment.base import TreatmentPolicy
 from ....policies.treatment.baselines import CoinFlip, predictor_for
 from ....utils.checks import as_finite_tensor, check_count
 from ....utils.seeding import seed_for, seeded
+from ....utils.warn_user import warn_user
 from ..journal import Journal
 from ..saved import SavedExperiment, plain_to_policy, policy_to_plain
 from .a2ipw import AteEstimate, check_propensity
+from .betting import check_outcome_space, outcome_range
+from .estimate_warnings import estimate_warnings
 from .log import TreatmentLog
 from .nuisance import PastNuisance
-from .units import Unit, UnitRegister
+from .units import Unit, UnitRegister, as_numbers
 
 __all__ = ["TreatmentExperiment"]
 
@@ -41,12 +44,17 @@ class TreatmentExperiment(SavedExperiment):
             the experiment fits to past units of each arm. If None the policy, or, if it cannot, the arms' means so far.
         refit_every: Refit a regressor whenever an arm's outcomes reach a multiple of this number.
         clip: Executed propensities lie in [clip, 1 − clip]; if None the policy's own, or 0.05 if it has none.
-        tightest_at: Number of units at which the confidence sequence is tightest; it is fixed here, before any outcome.
+        tightest_at: Number of units at which the confidence sequence is tightest, for real outcomes; it is fixed here,
+            before any outcome.
+        outcome_space: "real"; "binary" for outcomes 0 and 1; or (low, high) for outcomes between two limits. Binary and
+            bounded outcomes get intervals that are valid for any number of units and events (`betting.py`); those of real
+            outcomes are asymptotic (`few_events.py`).
         seed: Seed of the assignments; drawn from torch's global generator if None.
         journal: New file that every assignment and outcome is written to before it is answered. None keeps them in memory.
 
     Attributes:
         seed: The seed.
+        outcome_space: "real", "binary" or (low, high).
 
     Raises:
         TypeError: If the policy is not callable, or the nuisance neither policy nor regressor.
@@ -72,6 +80,7 @@ class TreatmentExperiment(SavedExperiment):
         refit_every: int = 1,
         clip: float | None = None,
         tightest_at: int = 200,
+        outcome_space: Any = "real",
         seed: int | None = None,
         journal: str | Path | None = None,
     ):
@@ -87,6 +96,7 @@ class TreatmentExperiment(SavedExperiment):
         if not 0 < limit < 0.5:
             raise ValueError(f"clip must be strictly between 0 and 1/2, got {limit}.")
         self.clip, self.tightest_at = float(limit), check_count(tightest_at, "tightest_at")
+        self.outcome_space = check_outcome_space(outcome_space)
         self.seed = int(torch.randint(2**62, ())) if seed is None else check_count(seed, "seed", 0)
         self.refit_every = check_count(refit_every, "refit_every")
         self.policy, self._has_nuisance = policy, nuisance is not None
@@ -101,6 +111,7 @@ class TreatmentExperiment(SavedExperiment):
         self._entries: list[dict[str, Any]] = []
         self._states: list[Any] | None = None
         self._num_learnt = 0
+        self._warned: set[str] = set()
         self._header = self._describe()
         self._journal = None if journal is None else Journal.create(journal, self._header)
 
@@ -151,15 +162,35 @@ class TreatmentExperiment(SavedExperiment):
             OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
         """
         units = self._register.waiting_units(unit)
+        outcome = as_numbers(outcome, "outcome")
         values = as_finite_tensor(outcome, "outcome")
         if values.ndim > 1 or len(values) != len(units):
             raise ValueError(f"outcome must have one number for each of {len(units)} units, got {tuple(values.shape)}.")
         values = torch.as_tensor(outcome, dtype=torch.float64).reshape(-1)
         self._register.check_arms(units, arm)
+        self._check_space(values)
         self._write({"event": "outcome", "units": units, "outcome": values.tolist()})
         self._register.observe(units, values.tolist())
         with contextlib.suppress(Exception):  # the outcome is safe; assign will raise the error again
             self._learn()
+
+    def withdraw(self, unit: Any) -> None:
+        """Record that the outcome of a unit, or of several, will never come; with a journal it is on the disk.
+
+        They stay in the estimate, through the share of outcomes that their arm loses.
+
+        Args:
+            unit: Id of the unit, or n ids.
+
+        Raises:
+            ValueError: If a unit is unknown, has its outcome, or was withdrawn already. Nothing is recorded then.
+            OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
+        """
+        if unit is None:
+            raise TypeError("unit must name the units to withdraw, got None.")
+        units = self._register.waiting_units(unit)
+        self._write({"event": "withdraw", "units": units})
+        self._register.withdraw(units)
 
     # ---- what is known
 
@@ -189,18 +220,25 @@ class TreatmentExperiment(SavedExperiment):
         return self.log.history
 
     def estimate(self, level: float = 0.95) -> AteEstimate:
-        """Effect, standard error and intervals from the units whose outcomes are known.
+        """Effect, standard error and intervals; units that wait or are lost are allowed for (`observation.py`).
 
-        `interval` is for one look at a time fixed beforehand; look as often as you like at `confidence_sequence`.
+        `interval` is for one look at a time fixed beforehand; look as often as you like at `confidence_sequence`. Warns,
+        once, if an arm has too few events, if it loses more outcomes than the other, or if real outcomes look binary.
 
         Raises:
             ValueError: If fewer than two outcomes are known, or the level is not within (0, 1).
         """
-        return self.log.estimate(level, self.tightest_at)
+        log = self.log
+        found = log.estimate(level, self.tightest_at, self.outcome_space)
+        for kind, message in estimate_warnings(log, self.outcome_space):
+            if kind not in self._warned:
+                self._warned.add(kind)
+                warn_user(message)
+        return found
 
     def running(self, level: float = 0.95) -> AteEstimate:
-        """The same after each unit whose outcome is known, in the order of assignment: tensors (num_observed,)."""
-        return self.log.running(level, self.tightest_at)
+        """The same after each unit that enters the estimate, in the order of assignment: tensors (num_units,)."""
+        return self.log.running(level, self.tightest_at, self.outcome_space)
 
     # ---- files
 
@@ -238,11 +276,14 @@ class TreatmentExperiment(SavedExperiment):
         return experiment
 
     def _describe(self) -> dict[str, Any]:
-        names = ("refit_every", "clip", "tightest_at", "seed")
+        options = {name: getattr(self, name) for name in ("refit_every", "clip", "tightest_at", "seed")}
+        if self.outcome_space != "real":
+            space = self.outcome_space
+            options["outcome_space"] = space if isinstance(space, str) else list(space)
         return {
             "kind": type(self).__name__,
             "covariate_dim": self.covariate_dim,
-            "options": {name: getattr(self, name) for name in names},
+            "options": options,
             "has_nuisance": self._has_nuisance,
             "policy": policy_to_plain(self.policy),
         }
@@ -254,11 +295,24 @@ class TreatmentExperiment(SavedExperiment):
             self._register.add(entry["units"], *(torch.tensor(entry[name], dtype=torch.float64) for name in names))
         elif entry["event"] == "outcome":
             self._register.observe(self._register.waiting_units(entry["units"]), entry["outcome"])
+        elif entry["event"] == "withdraw":
+            self._register.withdraw(self._register.waiting_units(entry["units"]))
         else:
             raise ValueError(f"it holds an event '{entry['event']}' that this version does not know.")
         self._entries.append(entry)
 
     # ---- inside
+
+    def _check_space(self, outcomes: Tensor) -> None:
+        ends = outcome_range(self.outcome_space)
+        if ends is None:
+            return
+        wrong = (outcomes < ends[0]) | (outcomes > ends[1])
+        if self.outcome_space == "binary":
+            wrong = (outcomes != 0) & (outcomes != 1)
+        if wrong.any():
+            expected = "0 or 1" if self.outcome_space == "binary" else f"between {ends[0]:g} and {ends[1]:g}"
+            raise ValueError(f"outcome must be {expected}, as outcome_space says, got {float(outcomes[wrong][0]):g}.")
 
     def _chance(self, number: int) -> Tensor:
         """The uniform number that decides about a unit; it depends on the seed and the unit's number alone."""
@@ -298,13 +352,15 @@ class TreatmentExperiment(SavedExperiment):
                 proposed = self.policy.propensity(states[-1], read)
             else:
                 past = self._history_of(self._register.arrivals)
-                proposed = torch.stack([torch.as_tensor(self.policy(past, row)).reshape(()) for row in read])
+                proposed = torch.stack([_one_probability(self.policy(past, row)) for row in read])
         proposed = check_propensity(proposed.cpu(), "the policy's propensity").clamp(self.clip, 1 - self.clip)
         if self._regressor is not None:
             predicted = self._regressor.predict(rows)
         else:
             predicted = self._predictor.predict(states[0], read)[0]
         predicted = as_finite_tensor(predicted, "the predicted outcomes", last_dim=2).double().cpu()
+        if (ends := outcome_range(self.outcome_space)) is not None:
+            predicted = predicted.clamp(*ends)
         return proposed.expand(len(rows)), predicted.expand(len(rows), 2)
 
     def _history_of(self, seen: Sequence[Unit]) -> Tensor:
@@ -314,3 +370,22 @@ class TreatmentExperiment(SavedExperiment):
 
     def _read(self, value: Any) -> Tensor:
         return torch.as_tensor(value, dtype=self._dtype, device=self._device)
+
+
+def _one_probability(proposed: Any) -> Tensor:
+    """What a callable policy returned, as a scalar.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is more than one.
+    """
+    try:
+        value = torch.as_tensor(proposed)
+    except (TypeError, ValueError, RuntimeError) as err:
+        raise TypeError(f"policy must return the probability of arm 1, a number, got {proposed!r}.") from err
+    if value.numel() != 1:
+        raise ValueError(
+            f"policy must return one number, the probability of arm 1, got shape {tuple(value.shape)}: there are two arms, "
+            "0 and 1."
+        )
+    return value.reshape(())

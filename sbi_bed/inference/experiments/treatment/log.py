@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from ....utils.files import write_atomically
-from .a2ipw import AteEstimate, a2ipw_scores, estimate_ate
+from .a2ipw import AteEstimate
+from .effect import effect_scores, estimate_effect
+from .observation import ObservationRates, observation_rates
 
 __all__ = ["TreatmentLog"]
 
@@ -35,6 +37,9 @@ class TreatmentLog:
         predicted: Outcomes of arm 0 and arm 1 as predicted at assignment, (..., T, 2).
         observed: Whether the outcome has arrived, (..., T).
         units: Ids of the units of a single experiment, T of them; their numbers if None.
+        delay: Number of assignments between a unit's and its outcome, (T,), of a single experiment; 0 if None.
+        age: Number of assignments since a unit's, (T,). If None, no unit without outcome is waiting: all are lost.
+        withdrawn: Whether a unit was withdrawn, (T,); none if None.
 
     Example:
         >>> log = TreatmentLog(
@@ -56,6 +61,9 @@ class TreatmentLog:
     predicted: Tensor
     observed: Tensor
     units: Sequence[int | str] | None = None
+    delay: Tensor | None = None
+    age: Tensor | None = None
+    withdrawn: Tensor | None = None
 
     def __len__(self) -> int:
         return self.arm.shape[-1]
@@ -75,33 +83,67 @@ class TreatmentLog:
 
     @property
     def scores(self) -> Tensor:
-        """A2IPW scores of the units whose outcomes have arrived, (..., T).
+        """A2IPW scores of the units that enter the estimate, (..., T): all of them if every outcome is there.
+
+        Otherwise those that are old enough, weighted by the rate at which their arm's outcomes come (`observation.py`).
+        While an arm has no outcome, only the units whose outcomes are there.
 
         Raises:
-            ValueError: If there are many experiments with different units still waiting.
+            ValueError: If there are many experiments and outcomes are missing.
         """
+        return effect_scores(*self._entering())
+
+    def running(self, level: float = 0.95, tightest_at: int = 200, outcome_space: Any = "real") -> AteEstimate:
+        """Estimates after each unit that enters, in the order of assignment: tensors (..., T).
+
+        Args:
+            level: Level of the intervals.
+            tightest_at: Number of units at which the confidence sequence is tightest, for real outcomes.
+            outcome_space: "real", "binary" or (low, high); see `TreatmentExperiment`.
+
+        Raises:
+            ValueError: If there are many experiments and outcomes are missing, or an outcome lies outside the space.
+        """
+        parts = self._entering()
+        found = estimate_effect(*parts, level=level, tightest_at=tightest_at, outcome_space=outcome_space)
         if self.observed.all():
-            return a2ipw_scores(self.arm, self.outcome, self.propensity, self.predicted)
-        if self.arm.ndim != 1:
-            raise ValueError(
-                "scores of many experiments side by side need every outcome; take one experiment at a time."
-            )
-        seen = self.observed
-        return a2ipw_scores(self.arm[seen], self.outcome[seen], self.propensity[seen], self.predicted[seen])
+            return found
+        found = replace(found, num_units=parts[4].cumsum(-1))
+        if self.observation is not None:
+            return found
+        unknown, ate = torch.full_like(found.ate, torch.inf), found.ate  # nothing is known of one arm
+        return replace(
+            found, stderr=unknown, interval=(-unknown, unknown), confidence_sequence=(-unknown, unknown), ate=ate
+        )
 
-    def running(self, level: float = 0.95, tightest_at: int = 200) -> AteEstimate:
-        """Estimates after each observed unit, in the order of assignment; see `estimate_ate`."""
-        return estimate_ate(self.scores, level, tightest_at)
-
-    def estimate(self, level: float = 0.95, tightest_at: int = 200) -> AteEstimate:
-        """Estimate from all observed units: numbers, or tensors (...) for many experiments.
+    def estimate(self, level: float = 0.95, tightest_at: int = 200, outcome_space: Any = "real") -> AteEstimate:
+        """Estimate from all units that enter: numbers, or tensors (...) for many experiments; see `running`.
 
         Raises:
             ValueError: If fewer than two outcomes have been observed, or the level is not within (0, 1).
         """
         if (num_observed := int(self.observed.sum(-1).min())) < 2:
             raise ValueError(f"an estimate needs at least 2 observed outcomes, there are {num_observed}.")
-        return self.running(level, tightest_at).at((..., -1))
+        return self.running(level, tightest_at, outcome_space).at((..., -1))
+
+    @property
+    def observation(self) -> ObservationRates | None:
+        """How outcomes come in, of a single experiment; None while an arm has no outcome."""
+        return observation_rates(self.arm, self.observed, self.delay, self.age, self.withdrawn)
+
+    def _entering(self) -> tuple[Tensor, ...]:
+        """Arm, outcome, propensity, predictions, observed and rates of the units that enter the estimate."""
+        columns = (self.arm, self.outcome, self.propensity, self.predicted, self.observed)
+        if self.observed.all():
+            return (*columns, None)  # pyright: ignore[reportReturnType]
+        if self.arm.ndim != 1:
+            raise ValueError(
+                "scores of many experiments side by side need every outcome; take one experiment at a time."
+            )
+        found = self.observation
+        if found is None:
+            return (*(column[self.observed] for column in columns), None)  # pyright: ignore[reportReturnType]
+        return (*(column[found.included] for column in columns), found.rates[found.included])
 
     def columns(self, covariate_names: Sequence[str] | None = None) -> dict[str, list[Any]]:
         """The log of a single experiment as columns; the outcome is None where it is not yet observed.

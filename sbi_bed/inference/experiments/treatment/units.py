@@ -6,25 +6,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ....utils.checks import as_finite_tensor
 from .log import TreatmentLog
 
-__all__ = ["Unit", "UnitRegister"]
+__all__ = ["Unit", "UnitRegister", "as_numbers"]
 
 
 @dataclass
 class Unit:
-    """A unit: its covariates (d,), float64; arm; propensity of arm 1; predictions (2,); outcome, 0 until it is observed."""
+    """A unit: its covariates (d,), float64; arm; propensity of arm 1; predictions (2,); outcome, 0 until it is observed.
+
+    `born` is the number of assignments until and with its own, `delay` that of further ones until its outcome.
+    """
 
     covariates: Tensor
     arm: int
     propensity: float
     predicted: Tensor
+    born: int
     outcome: float = 0.0
     observed: bool = False
+    delay: int = 0
+    withdrawn: bool = False
 
 
 class UnitRegister:
@@ -43,6 +50,7 @@ class UnitRegister:
         self._units: dict[int | str, Unit] = {}
         self._last: list[int | str] = []
         self._waiting: dict[int | str, None] = {}
+        self._num_assignments = 0
 
     def __len__(self) -> int:
         return len(self._units)
@@ -59,6 +67,7 @@ class UnitRegister:
             TypeError: If covariates are not numbers, or an id is no whole number or string.
             ValueError: If they have the wrong shape, are not finite, or a unit is known already.
         """
+        covariates = as_numbers(covariates, "covariates")
         rows = as_finite_tensor(covariates, "covariates", last_dim=self.covariate_dim)
         if rows.ndim > 2 or (rows.ndim == 2 and len(rows) == 0):
             raise ValueError(f"covariates must have shape (d,) or (n, d), n > 0, got {tuple(rows.shape)}.")
@@ -77,8 +86,9 @@ class UnitRegister:
     ) -> None:
         """Take up units that have been assigned."""
         covariates = covariates.reshape(len(units), self.covariate_dim)
+        self._num_assignments += 1
         for row in zip(units, covariates, arm.tolist(), propensity.tolist(), predicted, strict=True):
-            self._units[row[0]] = Unit(row[1], int(row[2]), row[3], row[4])
+            self._units[row[0]] = Unit(row[1], int(row[2]), row[3], row[4], self._num_assignments)
             self._waiting[row[0]] = None
         self._last = list(units)
 
@@ -99,6 +109,8 @@ class UnitRegister:
         for name in units:
             if name not in self._units:
                 raise ValueError(f"unit {name!r} is unknown: {len(self)} units have been assigned.")
+            if self._units[name].withdrawn:
+                raise ValueError(f"unit {name!r} was withdrawn; it takes no outcome any more.")
             if name not in self._waiting:
                 raise ValueError(f"unit {name!r} has its outcome already, {self._units[name].outcome:g}.")
         if not units or len(set(units)) < len(units):
@@ -120,9 +132,16 @@ class UnitRegister:
     def observe(self, units: Sequence[int | str], outcomes: Sequence[float]) -> None:
         """Take up outcomes of waiting units."""
         for name, outcome in zip(units, outcomes, strict=True):
-            self._units[name].outcome, self._units[name].observed = outcome, True
+            unit = self._units[name]
+            unit.outcome, unit.observed, unit.delay = outcome, True, self._num_assignments - unit.born
             del self._waiting[name]
-            self.arrivals.append(self._units[name])
+            self.arrivals.append(unit)
+
+    def withdraw(self, units: Sequence[int | str]) -> None:
+        """Take note that the outcomes of waiting units will never come."""
+        for name in units:
+            self._units[name].withdrawn = True
+            del self._waiting[name]
 
     def log(self) -> TreatmentLog:
         """All units, in the order of assignment."""
@@ -139,7 +158,28 @@ class UnitRegister:
             predicted=column([u.predicted.tolist() for u in units]).reshape(len(units), 2),
             observed=torch.tensor([u.observed for u in units], dtype=torch.bool),
             units=list(self._units),
+            delay=column([u.delay for u in units]),
+            age=column([self._num_assignments - u.born for u in units]),
+            withdrawn=torch.tensor([u.withdrawn for u in units], dtype=torch.bool),
         )
+
+
+def as_numbers(value: Any, name: str) -> Any:
+    """Rows and columns of pandas, and numbers of numpy or torch in lists, as an array of numbers.
+
+    Raises:
+        TypeError: If pandas' values are no numbers.
+    """
+    if hasattr(value, "to_numpy"):
+        value = value.to_numpy()
+    if isinstance(value, (list, tuple)) and any(hasattr(each, "__array__") for each in value):
+        value = np.asarray([np.asarray(each) for each in value])
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        try:
+            value = value.astype(float)
+        except (TypeError, ValueError) as err:
+            raise TypeError(f"{name} must be numbers, got {value.ravel()[:5].tolist()}.") from err
+    return value
 
 
 def _as_ids(unit: Any) -> list[int | str]:

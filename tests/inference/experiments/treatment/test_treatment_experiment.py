@@ -210,25 +210,6 @@ def test_what_is_pending_is_not_learnt_from():
     assert float(experiment.assign(rows[22])[1]) != float(propensity)
 
 
-def test_late_outcomes_leave_the_estimate_unbiased():
-    num, ates, z = 150, [], []
-    generator = torch.Generator().manual_seed(0)
-    for seed in range(num):
-        experiment = TreatmentExperiment(NonContextualNeyman(0), seed=seed)
-        noise = torch.randn(40, generator=generator, dtype=torch.float64)
-        arms = []
-        for i in range(40):
-            arms.append(experiment.assign()[0])
-            if i >= 10:  # outcomes come ten units late
-                experiment.update(float(noise[i - 10] * (1 + 2 * arms[i - 10])) + 5, unit=i - 10)
-        found = experiment.estimate()
-        ates.append(found.ate)
-        z.append(found.ate / found.stderr)
-    ates = torch.tensor(ates)
-    assert abs(float(ates.mean())) < 3 * float(ates.std()) / num**0.5
-    assert abs(float((torch.tensor(z).abs() < 1.96).double().mean()) - 0.95) < 0.06
-
-
 # ---- nuisances
 
 
@@ -411,6 +392,46 @@ def test_a_full_disk_records_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(type(experiment._journal), "_write", write)
     experiment.update(1.0)
     assert experiment.num_observed == 6
+
+
+# ---- what users hand in
+
+
+def test_lists_arrays_and_rows_of_pandas():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"age": [0.1, 0.3, 0.5], "dose": [1, 2, 3]}, index=["a", "b", "c"])
+    experiment = build()
+    experiment.assign(frame.iloc[0], unit="a")
+    experiment.assign(frame.loc[["b", "c"]], unit=frame.index[1:])
+    experiment.update(pandas.Series([2.0, 3.0], index=["b", "c"]), unit=frame.index[1:])
+    experiment.update(np.float64(1.0), unit="a")
+    experiment.assign([np.float32(0.5), torch.tensor(4.0)], unit=np.int64(7))
+    experiment.update([np.float64(0.25)], unit=[7])
+    log = experiment.log
+    assert log.covariates.tolist() == [[0.1, 1.0], [0.3, 2.0], [0.5, 3.0], [0.5, 4.0]]
+    assert log.outcome.tolist() == [1.0, 2.0, 3.0, 0.25] and log.units == ["a", "b", "c", 7]
+    with pytest.raises(TypeError, match=r"covariates must be numbers, got \['old', 1\]"):
+        experiment.assign(pandas.Series({"age": "old", "dose": 1}))
+
+
+@pytest.mark.parametrize(
+    ("proposal", "error", "message"),
+    [
+        (
+            torch.tensor([0.2, 0.3, 0.5]),
+            ValueError,
+            r"policy must return one number.*got shape \(3,\): there are two arms",
+        ),
+        ([0.5, 0.5], ValueError, r"got shape \(2,\)"),
+        (None, TypeError, "policy must return the probability of arm 1, a number, got None"),
+        ("half", TypeError, "a number, got 'half'"),
+    ],
+)
+def test_a_design_that_returns_no_probability(proposal, error, message):
+    experiment = TreatmentExperiment(lambda history, x: proposal, 1)
+    with pytest.raises(error, match=message):
+        experiment.assign([0.0])
+    assert experiment.num_units == 0
 
 
 # ---- mistakes: one clear error each, and the log intact

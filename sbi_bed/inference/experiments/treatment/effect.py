@@ -1,0 +1,123 @@
+"""The effect with its intervals, from the logged units: asymptotic for real outcomes, non-asymptotic for bounded ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from .a2ipw import FIRST_LOOK, AteEstimate, a2ipw_scores, check_level, estimate_ate, squared_width
+from .betting import betting_intervals, outcome_range
+from .few_events import effective_number, missing_events, sequence_factor
+
+__all__ = ["arm_events", "effect_scores", "estimate_effect"]
+
+
+def effect_scores(
+    arm: Tensor, outcome: Tensor, propensity: Tensor, predicted: Tensor, observed: Tensor, rates: Tensor | None
+) -> Tensor:
+    """Γ of each unit, (..., T), where outcomes are observed with probabilities `rates` (..., T, 2) in arms 0 and 1."""
+    if rates is None:
+        return a2ipw_scores(arm, outcome, propensity, predicted)
+    f0, f1 = predicted.double().unbind(-1)
+    chance = torch.where(arm > 0, propensity, 1 - propensity) * rates.gather(-1, arm.long().unsqueeze(-1)).squeeze(-1)
+    residual = torch.where(observed, outcome - torch.where(arm > 0, f1, f0), 0.0)
+    return f1 - f0 + torch.where(arm > 0, residual, -residual) / chance.clamp_min(1e-12)
+
+
+def estimate_effect(
+    arm: Tensor,
+    outcome: Tensor,
+    propensity: Tensor,
+    predicted: Tensor,
+    observed: Tensor,
+    rates: Tensor | None = None,
+    *,
+    level: float = 0.95,
+    tightest_at: int = 200,
+    outcome_space: Any = "real",
+) -> AteEstimate:
+    """Estimate, standard error and intervals after each unit: tensors (..., T).
+
+    Args:
+        arm: 0 or 1, (..., T).
+        outcome: Shape (..., T).
+        propensity: Probability of arm 1, (..., T).
+        predicted: Outcomes of arms 0 and 1 as predicted before the unit was assigned, (..., T, 2).
+        observed: Whether the outcome is there, (..., T).
+        rates: Probability that it is, in arm 0 and in arm 1, (..., T, 2); 1 if None.
+        level: Level of the intervals.
+        tightest_at: Number of units at which the confidence sequence is tightest, for real outcomes.
+        outcome_space: "real", "binary" or (low, high).
+
+    Raises:
+        ValueError: If an outcome lies outside the space, or the level is not within (0, 1).
+    """
+    level, ends = check_level(level), outcome_range(outcome_space)
+    if ends is not None:
+        predicted = predicted.clamp(*ends)
+    scores = effect_scores(arm, outcome, propensity, predicted, observed, rates)
+    base = estimate_ate(scores, level, tightest_at)
+    arm, outcome, propensity, predicted = (part.double() for part in (arm, outcome, propensity, predicted))
+    lacking, _ = missing_events(
+        _deviations(outcome, observed), arm, propensity, None if ends is None else ends[1] - ends[0]
+    )
+    count = torch.arange(1, scores.shape[-1] + 1, dtype=torch.float64)
+    stderr = (base.stderr.square() + lacking / count.square()).sqrt()
+    if ends is not None:
+        intervals = _betting(scores, propensity, predicted, rates, ends, level)
+        return AteEstimate(base.ate, stderr, *_around(base.ate, intervals), base.num_units, level)
+    num = effective_number(scores)
+    plain, heavy = (stats.t.ppf(0.5 + level / 2, (n - 1).clamp_min(1).numpy()) for n in (count, count.minimum(2 * num)))
+    quantile = torch.from_numpy(stats.norm.ppf(0.5 + level / 2) * heavy / plain)
+    squared = squared_width(count, level, tightest_at)
+    factor = sequence_factor(squared, num) * squared.sqrt()
+    sequence = torch.where((count < FIRST_LOOK) | factor.isinf(), torch.inf, stderr * factor)
+    wald = torch.where(stderr.isinf(), torch.inf, quantile * stderr)
+    return AteEstimate(
+        base.ate,
+        stderr,
+        (base.ate - wald, base.ate + wald),
+        (base.ate - sequence, base.ate + sequence),
+        base.num_units,
+        level,
+    )
+
+
+def arm_events(arm: Tensor, outcome: Tensor, propensity: Tensor, observed: Tensor) -> list[float]:
+    """Effective number of events in both arms of one experiment."""
+    return missing_events(_deviations(outcome, observed), arm, propensity)[1][-1].tolist()
+
+
+def _deviations(outcome: Tensor, observed: Tensor) -> Tensor:
+    """Outcomes less their median, (..., T), 0 where they are missing: rare outcomes are then the events."""
+    known = torch.where(observed, outcome.double(), torch.nan)
+    return (known - known.nanmedian(-1, keepdim=True).values).nan_to_num(0.0)
+
+
+def _betting(
+    scores: Tensor,
+    propensity: Tensor,
+    predicted: Tensor,
+    rates: Tensor | None,
+    ends: tuple[float, float],
+    level: float,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Betting intervals, from the range that each score has given the past."""
+    f0, f1 = predicted.unbind(-1)
+    chances = torch.stack([1 - propensity, propensity], -1)
+    chance0, chance1 = (chances if rates is None else chances * rates.clamp_min(1e-12)).unbind(-1)
+    low, high = ends
+    lowest = f1 - f0 - torch.maximum((f1 - low) / chance1, (high - f0) / chance0)
+    highest = f1 - f0 + torch.maximum((high - f1) / chance1, (f0 - low) / chance0)
+    return betting_intervals(scores, lowest, highest, high - low, level)
+
+
+def _around(
+    ate: Tensor, intervals: tuple[tuple[Tensor, Tensor], ...]
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Intervals that hold the estimate: to add it keeps them valid."""
+    fixed, sequence = ((torch.minimum(low, ate), torch.maximum(high, ate)) for low, high in intervals)
+    return fixed, sequence
