@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...neural_nets.embedding_nets.hierarchical import HierarchicalEmbedding
 from ...utils.checks import as_finite_tensor, check_count
 from ...utils.packing.sizes import TrainedRange, watch_sizes
 from ...utils.seeding import seeded
@@ -176,7 +175,7 @@ def _same_size_p_values(
 ) -> Tensor:
     """p-values (B,) against simulated sets cut to the sizes of each data set, if these leave the simulated sizes."""
     net = getattr(members[0], "posterior_estimator", None) or getattr(members[0], "classifier", None)
-    if net is None or not any(isinstance(part, HierarchicalEmbedding) for part in net.modules()):
+    if net is None or not any(isinstance(part, TrainedRange) for part in net.modules()):
         return p_value
     mask, reference_mask = x[..., -1] > 0, reference_x[..., -1] > 0
     simulated = TrainedRange(mask.ndim - 1)
