@@ -10,7 +10,7 @@ from models import LinearGaussian
 from sbi_bed.diagnostics import expected_information_gain, model_information_gain
 from sbi_bed.inference import DAD
 from sbi_bed.objectives import PCE, ModelPCE, log_model_probs, model_gain_loss
-from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, StaticPolicy
+from sbi_bed.policies import RandomPolicy, StaticPolicy
 from sbi_bed.simulators import (
     DesignSimulator,
     DesignSpace,
@@ -114,14 +114,13 @@ def test_pathwise_training_finds_the_designs_that_tell_most():
     assert (designs.abs() > 0.9).all()
 
 
-def test_a_policy_learns_which_questions_tell_discounting_models_apart():
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_policy_learns_which_questions_tell_discounting_models_apart(seed):
+    """From scratch. Designs that tell most about theta tell less than random ones about the model, and are hard to leave."""
     mixture, horizon = ModelMixture([HyperbolicDiscounting(), ExponentialDiscounting()]), 6
-    torch.manual_seed(0)
-    policy = DeepSetsPolicy(mixture, 64, 16)
-    DAD(mixture, horizon, policy, show_progress_bars=False).train(120, 256, 256, 3e-3, seed=0)
-    DAD(mixture, horizon, policy, bound=ModelPCE(1024), show_progress_bars=False).train(
-        40, 256, learning_rate=3e-4, seed=0
-    )
+    torch.manual_seed(seed)
+    trainer = DAD(mixture, horizon, bound=ModelPCE(256), show_progress_bars=False)
+    policy = trainer.train(150, 256, learning_rate=1e-3, seed=seed)
     policies = policy, RandomPolicy(mixture)
     trained, random = (model_information_gain(mixture, each, horizon, 2000, 2000, seed=1) for each in policies)
     assert trained.lower - random.lower > 3 * math.hypot(trained.lower_stderr, random.lower_stderr)

@@ -46,8 +46,9 @@ class NestedNormal(ModelFamily):
         num_observations: Number of observations in every group, or (low, high): then drawn for each data set.
         missing: Share of observations that are missing, each independently, in [0, 1).
         mean_variance: τ_0². The prior of μ to the power γ is that of variance τ_0²/γ.
-        num_nodes: Quadrature nodes for each of the two variances. With 80, log-evidences err by less
-            than 1e-10 in groups of up to 100 times 100, and by 1e-9 where a data set is one to nine values.
+        num_nodes: Quadrature nodes for each of the two variances. With 80, log-evidences err by less than 1e-10 in
+            groups of up to 100 times 100. In data sets of one to nine values they mostly err by less than 1e-9; the
+            largest error in 480 evidences of such sets was 3e-6.
 
     Raises:
         ValueError: If a size or a share is out of range, or a variance not positive.

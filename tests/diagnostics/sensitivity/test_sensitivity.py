@@ -35,12 +35,12 @@ def test_shifts_are_those_of_exact_posteriors():
 
 
 def test_distance_grows_with_the_power_and_is_null_at_the_baseline():
-    found = prior_sensitivity(Exact(), X, GRID, num_samples=300, seed=1)
+    found = prior_sensitivity(Exact(), X, GRID, num_samples=600, seed=1)
     far, near, none, narrow = found.root_mmd.tolist()
     assert far > near and narrow > near and min(far, narrow) > found.null_upper
-    assert found.p_value[0] < 0.02 and found.p_value[3] < 0.02 and found.p_value[2] > 0.02 and none < far
+    assert found.p_value[0] < 0.02 and found.p_value[3] < 0.02 and none < 2 * found.null_upper
     assert found.null.shape == (100,)
-    again = prior_sensitivity(Exact(), X, GRID, num_samples=300, seed=1)
+    again = prior_sensitivity(Exact(), X, GRID, num_samples=600, seed=1)
     assert torch.equal(again.root_mmd, found.root_mmd)
     text = str(found)
     assert text.split()[:2] == ["gamma", "√MMD"] and f"{far:.3f}" in text and "baseline gamma = 1:" in text
