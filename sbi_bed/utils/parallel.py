@@ -1,12 +1,12 @@
-r"""Jobs spread over processes or machines by joblib, with results that depend on one seed alone.
+r"""Jobs in processes or on machines, by joblib, with results that depend on nothing but one seed.
 
 Job i runs on one thread of torch, under a seed of its own,
 
     s_i = (h(seed) + i · c) mod 2³²,   h: numpy's SeedSequence,   c = 2654435769, odd, about 2³² over the golden ratio,
 
-so all s_i differ (torch's CPU generator reads no more than 32 bits of a seed), and job i is the same job however many
-follow it, wherever it runs and in whatever order. Where it runs is joblib's business: processes of this machine, or what
-an active `joblib.parallel_config` says, such as a dask cluster.
+so all s_i differ (torch's CPU generator reads only 32 bits of a seed). Job i gives the same result however many jobs
+follow it, wherever it runs and in whatever order. joblib decides where it runs: in processes of this machine, or as an
+active `joblib.parallel_config` says, such as on a dask cluster.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def run_seeded(
     description: str = "jobs",
     show_progress_bars: bool = False,
 ) -> list[Any]:
-    """[function(argument) for argument in arguments], each call with a seed of its own, perhaps in parallel.
+    """[function(argument) for argument in arguments], each call with a seed of its own, in parallel if asked.
 
     Args:
-        function: Callable of one argument, drawing its random numbers from torch. It travels to workers by cloudpickle, so
-            lambdas do.
+        function: Callable of one argument that draws its random numbers from the global generators of torch, numpy or
+            Python; see `seeded`. Workers get it by cloudpickle, so a lambda works.
         arguments: One for each job.
-        seed: Seed of all jobs; drawn from the global generator if None. Results depend on it alone.
-        num_workers: Processes on this machine, −1 for one a core. With 1 an active `joblib.parallel_config` decides, and
-            without any the jobs run here, one after the other. A job that runs jobs itself runs them in its own process.
+        seed: Seed of all jobs; drawn from the global generator if None. Results depend on nothing else.
+        num_workers: Processes on this machine, −1 for one for each core. With 1 an active `joblib.parallel_config` decides;
+            without one, jobs run here, one after the other. A job that itself runs jobs runs them in its own process.
         description: What the progress bar says.
         show_progress_bars: Whether to show progress, counted as jobs are handed out.
 

@@ -19,7 +19,9 @@ def test_the_minimum_is_at_the_log_evidences(build):
     torch.set_default_dtype(torch.float64)
     loss = build(FREQUENCIES.double())
     guess = torch.zeros(4, 3, requires_grad=True)
-    optimizer = torch.optim.LBFGS([guess], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [guess], max_iter=2000, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
 
     def expected():
         optimizer.zero_grad()

@@ -35,16 +35,21 @@ def test_the_evidence_is_unbiased_and_much_closer_where_the_data_are_sharp():
     own = log_likelihood_of_history(simulator, theta, designs, outcomes).sum(-1)
     posterior = torch.distributions.Normal(mean, precision**-0.5)
     exact = own + simulator.prior.log_prob(theta) - posterior.log_prob(theta).squeeze(-1)
-    errors = {}
-    for name, (samples, log_weights) in {
-        "prior": (simulator.prior.sample((256,)), None),
-        "local": LocalProposal(simulator.prior, smallest_scale=0.001).sample(theta, 256),
-    }.items():
-        estimate = log_sum_likelihood(simulator, samples, designs, outcomes, log_weights) - math.log(256)
-        errors[name] = (estimate - exact).clamp(-20, 20)
-    ratio = errors["local"].exp()
-    assert abs(float(ratio.mean()) - 1) < 0.2
-    assert float(errors["local"].abs().mean()) < 0.3 < 3 < float(errors["prior"].abs().mean())
+    local = LocalProposal(simulator.prior, smallest_scale=0.001)
+    ratios = []
+    for _ in range(30):  # histories share what is drawn
+        errors = {}
+        for name, (samples, log_weights) in {
+            "prior": (simulator.prior.sample((256,)), None),
+            "local": local.sample(theta, 256),
+        }.items():
+            estimate = log_sum_likelihood(simulator, samples, designs, outcomes, log_weights) - math.log(256)
+            errors[name] = (estimate - exact).clamp(-20, 20)
+        ratios.append(errors["local"].exp().mean())
+    ratio = torch.stack(ratios)
+    assert abs(float(ratio.mean()) - 1) < 4.5 * float(ratio.std()) / 30**0.5 < 0.2
+    # All histories share the prior's draws. About 256 / 125 of them fall within a posterior sd: errors of a nat or more.
+    assert float(errors["local"].abs().mean()) < 0.3 < 1 < float(errors["prior"].abs().mean())
 
 
 def test_scales_are_checked():

@@ -1,7 +1,9 @@
 """Files are whole or absent, and only ours are read; seeds leave no trace; numbers are checked."""
+# ruff: noqa: NPY002 - the global generator of numpy, which simulators of users draw from
 
 import os
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -139,6 +141,24 @@ def test_seeded_blocks_repeat_and_leave_the_global_generator_alone():
     torch.manual_seed(9)
     with seeded(None):
         assert torch.equal(torch.randn(5), expected)
+
+
+def test_seeds_hold_for_numpy_and_python_too():
+    np.random.seed(5)
+    random.seed(5)
+    undisturbed = np.random.normal(), random.random()
+    np.random.seed(5)
+    random.seed(5)
+    with seeded(2**40 + 3):
+        first = np.random.normal(size=3).tolist(), random.random()
+        with seeded(1):
+            np.random.normal()
+        rest = np.random.normal()
+    with pytest.raises(RuntimeError), seeded(2**40 + 3):
+        again = np.random.normal(size=3).tolist(), random.random()
+        assert (again, np.random.normal()) == (first, rest)
+        raise RuntimeError
+    assert (np.random.normal(), random.random()) == undisturbed
 
 
 def test_numbers_become_tensors():

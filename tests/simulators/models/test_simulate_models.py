@@ -1,7 +1,10 @@
 """Simulating competing models: shares as in the prior, padding, seeds."""
+# ruff: noqa: NPY002 - the global generator of numpy, which simulators of users draw from
 
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +31,22 @@ def test_models_are_drawn_from_their_prior():
     model_index, _ = simulate_models(models, 20_000, model_prior=[5.0, 3.0, 2.0], seed=1)
     for share, expected in zip(torch.bincount(model_index) / 20_000, (0.5, 0.3, 0.2), strict=True):
         assert abs(float(share) - expected) < 4 * math.sqrt(expected * (1 - expected) / 20_000)
+
+
+def test_simulators_that_draw_from_numpy_repeat():
+    """numpy's and Python's global generators are seeded for each batch, in any process, and restored."""
+
+    def model(num):
+        values = np.random.normal(size=(num, 2, 3, 1)) + random.random()
+        return torch.cat([torch.from_numpy(values).float(), torch.ones(num, 2, 3, 1)], -1)
+
+    before = np.random.get_state()[1].tolist()
+    _, first = simulate_models([model, model], 50, batch_size=20, seed=3)
+    assert np.random.get_state()[1].tolist() == before
+    assert torch.equal(first, simulate_models([model, model], 50, batch_size=20, seed=3)[1])
+    assert torch.equal(first, simulate_models([model, model], 50, batch_size=20, seed=3, num_workers=2)[1])
+    assert not torch.equal(first, simulate_models([model, model], 50, batch_size=20, seed=4)[1])
+    assert len(first[..., 0].unique()) == 300
 
 
 def test_the_same_seed_gives_the_same_data_in_any_process():
