@@ -9,9 +9,9 @@ from report import report
 
 from sbi_bed.diagnostics import replay_trial, run_treatment_study, treatment_report
 from sbi_bed.inference import TreatmentExperiment
-from sbi_bed.inference.experiments.treatment.a2ipw import a2ipw_scores
+from sbi_bed.inference.experiments.treatment.a2ipw import a2ipw_scores, estimate_ate
 from sbi_bed.policies import CoinFlip, NeymanTeacher, NonContextualNeyman, OracleNeyman
-from sbi_bed.simulators import read_trial
+from sbi_bed.simulators import TreatmentProblem, read_trial
 from sbi_bed.simulators.treatment.problem import linear_benchmark, two_arm_benchmark
 from sbi_bed.simulators.treatment.stream import TreatmentStream
 
@@ -140,3 +140,53 @@ def test_real_trials(file, columns, scale):
         text += f"propensity at the end {float(replay.log.propensity[:, -50:].mean()):.2f}; "
         report(f"{file}, {name}", text + f"{time.process_time() - start:.0f} CPU s so far", f"{COMMAND} real_trials")
         assert abs(float(final.ate.mean()) - trial.effect) < 0.5 * trial.effect_stderr
+
+
+def without_effect(draw):
+    """No covariates, no effect, outcomes from `draw`."""
+
+    def moments(x):
+        ones = torch.ones(*x.shape[:-1], 2, dtype=torch.float64)
+        return 0 * ones, ones
+
+    nodes = torch.zeros(1, 0, dtype=torch.float64)
+    return TreatmentProblem(lambda n: torch.zeros(n, 0).double(), moments, nodes, lambda mean, _: draw(mean))
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.03])
+@pytest.mark.parametrize("num_units", [40, 200])
+def test_rare_events(rate, num_units):
+    problem = without_effect(lambda like: torch.bernoulli(torch.full_like(like, rate)))
+    for name, policy in (("coin", CoinFlip(0)), ("arms' variances", NonContextualNeyman(0))):
+        log = run_treatment_study(problem, policy, num_units, 400, seed=1).log
+        for space in ("real", "binary"):
+            found, text = log.running(outcome_space=space), []
+            for label, ends in (("fixed", found.interval), ("at all times", found.confidence_sequence)):
+                holds = ((ends[0] <= 0) & (ends[1] >= 0)).double()
+                share = float(holds[:, -1].mean() if label == "fixed" else holds.amin(-1).mean())
+                text.append(f"{label} {share:.3f}, half-width {float((ends[1] - ends[0])[:, -1].median()) / 2:.3f}")
+                assert share >= 0.945
+            report(f"{num_units} units, events at {rate}, {name}, {space}", "; ".join(text), f"{COMMAND} rare_events")
+
+
+@pytest.mark.parametrize("kind", ["binary", "zero-inflated", "lognormal", "normal"])
+def test_stopping_without_effect(kind):
+    draws = {
+        "binary": lambda like: torch.bernoulli(torch.full_like(like, 0.05)),
+        "zero-inflated": lambda like: torch.bernoulli(torch.full_like(like, 0.2)) * torch.randn_like(like).exp(),
+        "lognormal": lambda like: torch.randn_like(like).exp(),
+        "normal": torch.randn_like,
+    }
+    designs = {
+        "coin": CoinFlip(0),
+        "arms' variances": NonContextualNeyman(0),
+        "teacher": NeymanTeacher(0, refit_every=20),
+    }
+    for name, policy in designs.items():
+        log = run_treatment_study(without_effect(draws[kind]), policy, 300, 1000, seed=1).log
+        for label, found in (("plain", estimate_ate(log.scores)), ("with events", log.running())):
+            low, high = found.confidence_sequence
+            wrong = 1 - float(((low <= 0) & (high >= 0)).all(-1).double().mean())
+            text = f"type I error {wrong:.3f} when stopping at the first sequence without 0; 1,000 runs of 300"
+            report(f"{kind} outcomes, {name}, {label} sequence", text, f"{COMMAND} stopping")
+            assert label == "plain" or wrong <= 0.05 + 2 * (0.05 * 0.95 / 1000) ** 0.5
