@@ -18,6 +18,8 @@ from types import SimpleNamespace
 import optional_examples
 import pytest
 
+TRAIN = {"DAD", "ContextDAD", "ModelComparison", "ContextNPE", "ActorTrainer", "PerceptionTrainer", "ImitationTrainer"}
+TRAIN |= {"StepTrainer", "EpochTrainer", "StepDAD", "refine_policy", "step_dad_information_gain", "train_ensemble"}
 ROOMS = ("analysis", "diagnostics", "inference", "neural_nets", "objectives", "policies", "simulators", "utils")
 
 
@@ -204,3 +206,30 @@ def test_examples_whose_package_is_missing_are_skipped(monkeypatch):
     for name, package in optional_examples.NEEDED.items():
         with pytest.raises(pytest.skip.Exception, match=f"needs {package}"):
             optional_examples.pytest_runtest_setup(SimpleNamespace(name=f"sbi_bed.analysis.file.{name}"))
+
+
+def public_signatures():
+    """Name -> parameters of each public function and of each public method of the package."""
+    for room in ROOMS:
+        for name, value in public_names(room).items():
+            members = [(name, value)]
+            if isinstance(value, type):
+                members += [(f"{name}.{method}", member) for method, member in public_methods(value)]
+            for full_name, member in members:
+                if inspect.isfunction(member) or (isinstance(member, type) and not dataclasses.is_dataclass(member)):
+                    yield full_name, inspect.signature(member).parameters
+
+
+def test_one_way_to_say_things():
+    """The table in CONTRIBUTING.md."""
+    signatures = dict(public_signatures())
+    assert len(signatures) > 500
+    for name, parameters in signatures.items():
+        if "seed" in parameters and name not in ("seeded", "train_ensemble"):  # there the seed is what it is about
+            assert parameters["seed"].kind is inspect.Parameter.KEYWORD_ONLY, name
+        if "sample_with" in parameters:
+            assert parameters["sample_with"].default in ("smc", None), name
+        assert not parameters.keys() & {"width", "n_steps", "n_trials", "refinement"}, name
+        if "show_progress_bars" in parameters:
+            default = parameters["show_progress_bars"].default
+            assert default in (name.split(".")[0] in TRAIN, inspect.Parameter.empty), name

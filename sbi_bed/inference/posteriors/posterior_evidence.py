@@ -69,6 +69,7 @@ def posterior_evidence(
     num_samples: int = 1000,
     method: Literal["importance", "identity"] = "importance",
     num_rounds: int = 5,
+    *,
     seed: int | None = None,
 ) -> Evidence:
     """Log-evidences of data sets from a posterior fitted to one model.
@@ -287,6 +288,7 @@ class PosteriorEvidence(ModelProbabilities):
         num_samples: int = 1000,
         method: Literal["importance", "identity"] = "importance",
         num_rounds: int = 5,
+        *,
         seed: int | None = None,
     ):
         lengths = len(posteriors), len(log_likelihoods), len(priors)

@@ -62,7 +62,7 @@ class ModelFamily(ABC):
         return [partial(self.simulate, model_index) for model_index in range(len(self.names))]
 
     @torch.no_grad()
-    def simulate(self, model_index: int, num: int, seed: int | None = None) -> Tensor:
+    def simulate(self, model_index: int, num: int, *, seed: int | None = None) -> Tensor:
         """`num` data sets (num, *x_shape) of one model, each with parameters of its own from that model's prior.
 
         Raises:

@@ -63,6 +63,7 @@ class MultinomialTree:
         num_points: int = 2**15,
         num_nodes: int = 71,
         refine_points: int = 0,
+        *,
         seed: int = 0,
     ):
         self.mean_sd, self.num_points, self.num_nodes, self.seed = mean_sd, num_points, num_nodes, seed
