@@ -179,6 +179,8 @@ def as_numbers(value: Any, name: str) -> Any:
             value = value.astype(float)
         except (TypeError, ValueError) as err:
             raise TypeError(f"{name} must be numbers, got {value.ravel()[:5].tolist()}.") from err
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:  # torch reads no other byte order
+        value = value.astype(value.dtype.newbyteorder("="))
     return value
 
 

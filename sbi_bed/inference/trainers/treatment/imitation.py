@@ -191,7 +191,9 @@ class ImitationTrainer(StepTrainer):
         history, mean, log_variance = (part[rows.to(self.device), :length] for part in self._trajectories)
         said, chosen = self.student.along(history, places), places.to(self.device)
         loss = imitation_loss(said, mean[:, chosen], log_variance[:, chosen], plan.propensity_weight)
-        return loss, loss.detach()
+        # What is said of the first units may depend on no weight: the gradient is 0 then, not absent.
+        nothing = sum(0 * weight.sum() for weight in self.student.parameters())
+        return loss + nothing, loss.detach()
 
 
 def imitation_loss(said: StreamPredictions, mean: Tensor, log_variance: Tensor, propensity_weight: float) -> Tensor:
