@@ -734,10 +734,6 @@ def median_latency(horizon=20, num_runs=5):
     return sorted(times)[len(times) // 2]
 
 
-def test_next_design_is_quick():
-    assert median_latency() < 0.02
-
-
 @pytest.mark.benchmark
 def test_next_design_takes_at_most_two_milliseconds():
     latency = median_latency(num_runs=20)

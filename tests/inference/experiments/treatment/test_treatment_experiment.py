@@ -526,6 +526,7 @@ def test_bad_construction(arguments, error, message):
         TreatmentExperiment(**arguments)
 
 
+@pytest.mark.benchmark
 def test_an_assignment_late_in_the_run_is_quick():
     experiment = TreatmentExperiment(NonContextualNeyman(5), seed=0)
     experiment.assign(torch.zeros(1000, 5))
