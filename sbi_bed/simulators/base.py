@@ -35,7 +35,7 @@ class DesignSimulator:
     Args:
         prior: Distribution of theta, event shape (P,), as sbi takes it, or any object with `sample` and `log_prob`. It
             may be discrete in part, on a simplex, or a mixture. Its dtype is that of theta, and
-            `simulate` and `log_likelihood` get designs in the dtype of theta; nets compute in that of their parameters.
+            `simulate` and `log_likelihood` get designs in at least that; nets compute in that of their parameters.
         simulate: Callable (theta, design) -> outcome (..., O), random; with a hidden state (theta, design, state) ->
             (outcome, state).
         design_space: A torch constraint, candidates of shape (N, D), or a `DesignSpace`.
@@ -162,7 +162,7 @@ class DesignSimulator:
                 returns another shape.
         """
         batch_shape = self._check(theta, design)
-        design = design.to(theta.dtype)
+        design = _at_least(design, theta)
         if self._initial_state is None:
             if state is not None:
                 raise ValueError("this simulator has no hidden state, but one was given.")
@@ -198,7 +198,7 @@ class DesignSimulator:
         if outcome.shape[-1:] != self.outcome_shape:
             raise ValueError(f"outcome must have shape (..., {self.outcome_dim}), got {tuple(outcome.shape)}.")
         batch_shape = _broadcast(batch_shape, outcome.shape[:-1], "theta and design", "outcome")
-        value = self._log_likelihood(theta, design.to(theta.dtype), outcome)
+        value = self._log_likelihood(theta, _at_least(design, theta), outcome)
         if not isinstance(value, Tensor):
             raise TypeError(f"log_likelihood must return a tensor, got {type(value).__name__}.")
         if value.shape != batch_shape:
@@ -274,6 +274,11 @@ def _check_callables(simulate: Any, log_likelihood: Any, log_discrete: Any, init
             "trials that share a hidden state are not independent given theta: a simulator with initial_state= has "
             "no log_likelihood and no log_discrete of single trials."
         )
+
+
+def _at_least(design: Tensor, theta: Tensor) -> Tensor:
+    """Designs in the precision of theta, or in their own if that is higher."""
+    return design.to(torch.promote_types(design.dtype, theta.dtype))
 
 
 def _check_draws(prior: Any) -> Tensor:

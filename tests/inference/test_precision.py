@@ -44,7 +44,7 @@ def line(prior_dtype, space_dtype, candidates=False):
     )
 
     def mean(theta, design):
-        assert theta.dtype == prior_dtype and design.dtype == prior_dtype
+        assert theta.dtype == prior_dtype and design.dtype in (prior_dtype, F64)
         return theta[..., :1] + theta[..., 1:] * design
 
     return DesignSimulator(

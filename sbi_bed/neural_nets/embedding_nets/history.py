@@ -47,7 +47,6 @@ class HistoryEmbedding(nn.Module):
     Attributes:
         input_dim: Width D + O + 1 of a history.
         features: What is read of a trial.
-        trained: `TrainedRange` of the numbers of trials read in training mode; others give one warning.
         rounds: Nets of the rounds.
 
     Raises:
@@ -90,7 +89,6 @@ class HistoryEmbedding(nn.Module):
         if hidden_dim % num_heads:
             raise ValueError(f"hidden_dim ({hidden_dim}) must be a multiple of num_heads ({num_heads}).")
         self.features = TrialFeatures(simulator)
-        self.trained = TrainedRange(1, names=("trials",))
         self.input_dim, self.output_dim = simulator.design_dim + simulator.outcome_dim + 1, output_dim
         sizes = (self.features.output_dim, output_dim, hidden_dim, num_layers, num_heads)
         self.rounds = nn.ModuleList(_Round(*sizes, first=i == 0, last=i == num_rounds - 1) for i in range(num_rounds))
@@ -104,12 +102,9 @@ class HistoryEmbedding(nn.Module):
             ValueError: If x has another width, or what should be its mask is not 0 and 1 (as after sbi's z-scoring).
         """
         self._check(x)
-        num = math.prod(x.shape[:-2])
-        if num > 1 or (num == 1 and not self.training):  # one row in training is sbi's probe
-            self.trained(x[..., -1].reshape(num, -1))
         features, mask = self.features.of_history(x.to(self.features.outcome_sd))
         if not (self.training and math.prod(x.shape[:-2]) <= 1):  # one row may be a probe of sbi's, with noise for data
-            self.trained(mask.reshape(-1, mask.shape[-1]))
+            self.trained(mask.reshape(-1, mask.shape[-2]))  # (*batch, n, 1)
         summary = features.new_zeros(*features.shape[:-2], 0)
         for read in self.rounds:
             summary = read(features, mask > 0, summary)
