@@ -27,7 +27,9 @@ def shift_seeds(offset):
 
     torch.manual_seed = torch.random.manual_seed = shifted(torch.manual_seed)
     torch.Generator = Generator
-    np.random.default_rng, np.random.seed = shifted(np.random.default_rng), shifted(np.random.seed)
+    seed_numpy = np.random.seed
+    np.random.default_rng = shifted(np.random.default_rng)
+    np.random.seed = shifted(lambda seed=None: seed_numpy(seed if seed is None else seed % 2**32))
 
 
 class _AfterTorch(importlib.abc.MetaPathFinder):
