@@ -7,7 +7,7 @@ import pytest
 import torch
 from models import LinearGaussian
 
-from sbi_bed.diagnostics import expected_information_gain, model_information_gain
+from sbi_bed.diagnostics import model_information_gain
 from sbi_bed.inference import DAD
 from sbi_bed.objectives import PCE, ModelPCE, log_model_probs, model_gain_loss
 from sbi_bed.policies import RandomPolicy, StaticPolicy
@@ -135,8 +135,6 @@ def test_what_needs_models_says_so():
         DAD(mixture, 2, bound=ModelPCE(), prior=mixture.prior.sample((9,)))
     with pytest.raises(ValueError, match="baseline must be"):
         ModelPCE(baseline="models")
-    with pytest.raises(ValueError, match="discrete in part"):
-        expected_information_gain(mixture, RandomPolicy(mixture), 2, 8, 8, proposal="posterior")
     with pytest.raises(ValueError, match="discrete in part"):
         DAD(mixture, 2, bound=PCE(proposal="local"))
     with pytest.raises(TypeError, match="ModelMixture"):

@@ -104,7 +104,7 @@ class HistoryEmbedding(nn.Module):
         self._check(x)
         features, mask = self.features.of_history(x.to(self.features.outcome_sd))
         if not (self.training and math.prod(x.shape[:-2]) <= 1):  # one row may be a probe of sbi's, with noise for data
-            self.trained(mask.reshape(-1, mask.shape[-2]))  # (*batch, n, 1)
+            self.trained(mask.reshape(math.prod(mask.shape[:-2]), mask.shape[-2]))  # (*batch, n, 1)
         summary = features.new_zeros(*features.shape[:-2], 0)
         for read in self.rounds:
             summary = read(features, mask > 0, summary)
