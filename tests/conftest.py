@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, settings
 from seed_offset.sitecustomize import shift_seeds
 
 torch.set_num_threads(1)
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
+EVERYWHERE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("the same cases", derandomize=True, **EVERYWHERE)
+settings.register_profile("new cases", **EVERYWHERE)
+settings.load_profile("the same cases")
 
 
 def pytest_addoption(parser):
@@ -22,6 +24,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     offset = config.getoption("--seed-offset")
     if offset:
+        settings.load_profile("new cases")
         shift_seeds(offset)
         folder = str(Path(__file__).parent / "seed_offset")  # for processes that tests start
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
