@@ -48,6 +48,7 @@ class HistoryEmbedding(nn.Module):
         input_dim: Width D + O + 1 of a history.
         features: What is read of a trial.
         rounds: Nets of the rounds.
+        trained: Numbers of trials that the net was trained on (`TrainedRange`).
 
     Raises:
         TypeError: If `simulator` is not a `DesignSimulator`, or a size is not a whole number.
