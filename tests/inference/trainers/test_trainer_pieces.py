@@ -41,7 +41,7 @@ def trained_experimenter(**settings):
     torch.manual_seed(4)
     student = ExperimenterTransformer(1, hidden_dim=8, num_layers=1, num_heads=2)
     trainer = ImitationTrainer(TreatmentStream(1.5), NeymanTeacher(1, 1.5), student, show_progress_bars=False)
-    return trainer.train(4, 2, num_episodes=2, num_units=6, units_per_episode=3, seed=3, **settings)
+    return trainer.train(4, 4, num_episodes=8, num_units=30, units_per_episode=20, seed=3, **settings)
 
 
 @pytest.mark.parametrize("train", [trained_policy, trained_actor, trained_experimenter])
