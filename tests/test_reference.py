@@ -24,7 +24,7 @@ def test_linear_gaussian(noise_sd):
     evidence = MultivariateNormal(torch.zeros(6).double(), d @ d.T + noise_sd**2 * torch.eye(6).double()).log_prob(y)
     grid = grid_posterior(model, pack_history(designs, outcomes, horizon=8), (-6, 6), variation=0.05)
     sd = covariance.diagonal().sqrt()
-    assert ((grid.mean - exact.mean).abs() < 0.15 * sd).all()
+    assert ((grid.mean - exact.mean).abs() < 0.01 * sd).all()
     torch.testing.assert_close(grid.covariance, covariance, rtol=0.01, atol=1e-12)
     assert abs(grid.log_evidence - float(evidence)) < 0.01
     draws = grid.sample(20_000, seed=1)

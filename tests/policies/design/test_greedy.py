@@ -243,7 +243,7 @@ def test_gradient_search_finds_the_best_enumerated_design():
     gains = over_grid.candidate_gains(over_grid.read(history))
     design = GreedyPolicy(simulator, num_candidates=4, num_starts=2, num_steps=40)(history)
     found = GreedyPolicy(simulator, candidates=[design.tolist()])
-    assert found.candidate_gains(found.read(history)) >= 0.999 * gains.max()
+    assert found.candidate_gains(found.read(history)) >= gains.max() - 1e-5
 
 
 def test_prediction_ignores_what_no_question_depends_on():
