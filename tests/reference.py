@@ -1,7 +1,8 @@
 r"""Exact posteriors over two parameters, on a grid that refines itself where the density bends.
 
-A coarse grid covers `bounds`. A cell is cut into 3 × 3 as long as it holds any mass to speak of and log p(θ, h) varies
-within it, so a posterior of width 0.005 inside a prior of width 1 is resolved as well as a ring across the whole prior.
+A coarse grid covers `bounds`. A cell is cut into 3 × 3 as long as log p(θ, h) varies within it and it may hold any mass
+to speak of, judged by the density at its centre and its slope there. So a posterior of width 0.002 inside a prior of width
+12 is resolved as well as a ring across the whole prior.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sbi_bed.simulators.base import prior_log_prob
 from sbi_bed.utils import unpack_history
 
 _CUTS = 3
+_MAX_DEPTH = 16
 _MAX_CELLS = 3_000_000
 
 
@@ -84,12 +86,14 @@ def grid_posterior(
     side = (high - low) / coarse
     axes = [low[i] + side[i] * (torch.arange(coarse, dtype=torch.float64) + 0.5) for i in range(2)]
     centers = torch.cartesian_prod(*axes)
-    log_density = log_joint(centers)
     done: list[tuple[Tensor, Tensor, Tensor]] = []
-    # A peak far narrower than a coarse cell shows only as its flanks: cut generously at first.
-    active = log_density >= torch.minimum(log_density.max() - 40.0, log_density.topk(min(4000, coarse**2)).values[-1])
     offsets = (torch.cartesian_prod(*[torch.arange(_CUTS, dtype=torch.float64)] * 2) - (_CUTS - 1) / 2) / _CUTS
-    for depth in range(12):
+    for _ in range(_MAX_DEPTH):
+        log_density, slope = _value_and_slope(log_joint, centers)
+        # A peak far narrower than a cell shows only as its flank: what counts is how high the density may be in the cell.
+        rise = slope @ side / 2
+        matters = log_density + rise + side.log().sum() > _log_total(done, log_density, side) - 30.0
+        active = matters & (2 * rise / _CUTS > variation)
         done.append((centers[~active], side.expand(int((~active).sum()), 2), log_density[~active]))
         if not active.any():
             break
@@ -97,17 +101,24 @@ def grid_posterior(
         if len(centers) > _MAX_CELLS:
             raise ValueError(f"the grid would need {len(centers)} cells; give narrower bounds or a smaller coarse.")
         side = side / _CUTS
-        log_density = log_joint(centers)
-        spread = log_density.unflatten(0, (-1, _CUTS**2))
-        bends = (spread.amax(-1) - spread.amin(-1)) / (_CUTS - 1) > variation
-        matters = log_density + side.log().sum() > _log_total(done, log_density, side) - (40.0 if depth == 0 else 18.0)
-        active = bends.repeat_interleave(_CUTS**2) & matters
     else:
-        done.append((centers, side.expand(len(centers), 2), log_density))
+        raise ValueError(f"the density still varies within cells of side {side.tolist()}.")
     centers, sides, log_density = (torch.cat(part) for part in zip(*done, strict=True))
     log_mass = log_density + sides.log().sum(-1)
     log_evidence = log_mass.logsumexp(0)
     return GridPosterior(centers, sides, log_mass - log_evidence, float(log_evidence), log_joint)
+
+
+def _value_and_slope(log_joint: Callable[[Tensor], Tensor], theta: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(θ, h) (N,) and the absolute values of its gradient (N, 2), 0 where there is none."""
+    values, slopes = [], []
+    for part in theta.split(200_000):
+        part = part.clone().requires_grad_()
+        value = log_joint(part)
+        (slope,) = torch.autograd.grad(value.sum(), part)
+        values.append(value.detach())
+        slopes.append(slope.abs().nan_to_num(0.0, posinf=0.0))
+    return torch.cat(values), torch.cat(slopes)
 
 
 def joint_density(simulator: DesignSimulator, history: Tensor) -> Callable[[Tensor], Tensor]:
