@@ -1,7 +1,8 @@
 """Numbers of any library as tensors: lists, numpy, pandas, polars, and whatever else numpy reads.
 
 One rule for precision. float32 and float64 arrays, columns and tensors keep theirs, also in a list. Python's numbers,
-whole numbers, booleans and half precision take torch's default. Dates, text, categories and complex numbers are refused.
+whole numbers, booleans and half precision take torch's default. With `dtype`, all numbers take that.
+Dates, text, categories and complex numbers are refused.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ _ADVICE = {
 }
 
 
-def as_numbers(value: Any, name: str, *, missing: bool = False) -> Tensor:
+def as_numbers(value: Any, name: str, *, missing: bool = False, dtype: torch.dtype | None = None) -> Tensor:
     """`value` as a floating-point tensor of the same shape; NaN and infinity stay.
 
     Args:
         value: Number, nested sequence, tensor, array, or column or frame of pandas or polars.
         name: What to call it in an error.
         missing: Whether None and pandas' NA are NaN; otherwise they are a `TypeError`.
+        dtype: Precision of the result; by the rule above if None.
 
     Raises:
         TypeError: If it holds anything but real numbers, or sequences of different lengths.
@@ -43,11 +45,11 @@ def as_numbers(value: Any, name: str, *, missing: bool = False) -> Tensor:
         tensor([1.0000, 1.0000, 0.5000])
     """
     if isinstance(value, Tensor):
-        return _real(value, name)
+        return _real(value, name, dtype)
     if isinstance(value, (list, tuple)) and value and all(isinstance(part, Tensor) for part in value):
         if len({part.shape for part in value}) > 1:
             raise ValueError(f"{name} must be of one shape, got {[tuple(part.shape) for part in value]}.")
-        return torch.stack([_real(part, name) for part in value])
+        return torch.stack([_real(part, name, dtype) for part in value])
     array = _array(value, name, missing)
     keeps_precision = not isinstance(value, (int, float)) and (
         not isinstance(value, (list, tuple)) or any(getattr(part, "ndim", 0) for part in value)
@@ -55,8 +57,8 @@ def as_numbers(value: Any, name: str, *, missing: bool = False) -> Tensor:
     is_single = array.dtype.kind == "f" and array.dtype.itemsize == 4
     is_double = array.dtype.kind == "f" and array.dtype.itemsize >= 8
     tensor = torch.from_numpy(np.array(array, dtype=np.float32 if is_single else np.float64))
-    if not (keeps_precision and (is_single or is_double)):
-        tensor = tensor.to(torch.get_default_dtype())
+    if dtype is not None or not (keeps_precision and (is_single or is_double)):
+        tensor = tensor.to(dtype or torch.get_default_dtype())
     if tensor.dtype == torch.float32 and not is_single:
         lost = torch.isinf(tensor).numpy() & np.isfinite(array.astype(np.float64))
         if lost.any():
@@ -73,11 +75,13 @@ def check_finite(tensor: Tensor, name: str) -> Tensor:
     return tensor
 
 
-def _real(tensor: Tensor, name: str) -> Tensor:
-    """A tensor in the precision of the rule."""
+def _real(tensor: Tensor, name: str, dtype: torch.dtype | None) -> Tensor:
+    """A tensor in the precision of the rule, or the one asked for."""
     if tensor.is_complex():
         raise TypeError(f"{name} must be numbers, got {_ADVICE['c']}.")
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.to(torch.get_default_dtype())
+    if dtype is None and tensor.dtype in (torch.float32, torch.float64):
+        return tensor
+    return tensor.to(dtype or torch.get_default_dtype())
 
 
 def _array(value: Any, name: str, missing: bool) -> np.ndarray:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .as_numbers import as_numbers, check_finite
@@ -13,20 +14,21 @@ from .as_numbers import as_numbers, check_finite
 __all__ = ["as_finite_tensor", "check_choice", "check_count", "check_positive"]
 
 
-def as_finite_tensor(value: Any, name: str, last_dim: int | None = None) -> Tensor:
+def as_finite_tensor(value: Any, name: str, last_dim: int | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
     """Return `value` as a floating-point tensor, all finite.
 
     Args:
         value: Number, sequence, tensor, array, or column or frame of pandas or polars; its precision as in `as_numbers`.
         name: What to call it in an error.
         last_dim: Required size of the last dimension, if any. A scalar becomes shape (1,).
+        dtype: Precision of the result, as in `as_numbers`.
 
     Raises:
         TypeError: If it holds anything but real numbers.
         ValueError: If it holds NaN or infinity, a number is too large for its precision, or its last dimension is not
             `last_dim`.
     """
-    tensor = as_numbers(value, name)
+    tensor = as_numbers(value, name, dtype=dtype)
     if tensor.ndim == 0:
         tensor = tensor.reshape(1)
     if last_dim is not None and tensor.shape[-1] != last_dim:

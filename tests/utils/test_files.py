@@ -165,6 +165,8 @@ def test_numbers_become_tensors():
     assert as_finite_tensor(2, "a").tolist() == [2.0] and as_finite_tensor(2, "a").dtype == torch.float32
     assert as_finite_tensor(np.ones(2), "a").dtype == torch.float64
     assert as_finite_tensor([True, False], "a").tolist() == [1.0, 0.0]
+    for tenth in (0.1, [0.1], [torch.tensor(0.1, dtype=torch.float64)], np.array([0.1])):  # not by way of float32
+        assert as_finite_tensor(tenth, "a", dtype=torch.float64).tolist() == [0.1]
     assert as_finite_tensor([[1, 2]], "a", last_dim=2).shape == (1, 2)
 
 

@@ -81,8 +81,8 @@ class EpochSettings(Settings):
 class EpochTrainer:
     """Base of trainers by epochs.
 
-    A subclass has a method `train` that calls `_train(settings)`, and gives `_tensors`, `_build` and `_losses`. It may give
-    the other methods of the first group below.
+    A subclass has a method `train` that calls `_train(settings)`, and gives `append_simulations`, `_build` and `_losses`. It
+    may give the other methods of the first group below.
 
     Args:
         device: Where to train.
@@ -108,12 +108,17 @@ class EpochTrainer:
         self.validation_losses: list[float] = []
         self.held_out_losses: Tensor | None = None
         self.num_epochs, self.varied_sizes = 0, False
+        self._simulations: list[tuple[Tensor, ...]] = []  # what each call of `append_simulations` added
 
     # ---- what a subclass gives
 
     def _tensors(self) -> tuple[Tensor, ...]:
         """All simulations, tensors (N, …) from which batches are cut."""
-        raise NotImplementedError
+        if not self._simulations:
+            raise ValueError("there are no simulations: call append_simulations() first.")
+        if len(self._simulations) > 1:
+            self._simulations = [tuple(torch.cat(parts) for parts in zip(*self._simulations, strict=True))]
+        return self._simulations[0]
 
     def _build(self, rows: Tensor) -> nn.Module:
         """The net, on the device; a new one is built and scaled with these `rows` of the simulations."""

@@ -28,7 +28,7 @@ from .betting import check_outcome_space, outcome_range
 from .estimate_warnings import estimate_warnings
 from .log import TreatmentLog
 from .nuisance import PastNuisance
-from .units import Unit, UnitRegister, as_numbers
+from .units import Unit, UnitRegister
 
 __all__ = ["TreatmentExperiment"]
 
@@ -162,11 +162,9 @@ class TreatmentExperiment(SavedExperiment):
             OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
         """
         units = self._register.waiting_units(unit)
-        outcome = as_numbers(outcome, "outcome")
-        values = as_finite_tensor(outcome, "outcome")
+        values = as_finite_tensor(outcome, "outcome", dtype=torch.float64).detach().cpu()
         if values.ndim > 1 or len(values) != len(units):
             raise ValueError(f"outcome must have one number for each of {len(units)} units, got {tuple(values.shape)}.")
-        values = torch.as_tensor(outcome, dtype=torch.float64).reshape(-1)
         self._register.check_arms(units, arm)
         self._check_space(values)
         self._write({"event": "outcome", "units": units, "outcome": values.tolist()})

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ....utils.checks import as_finite_tensor
 from .log import TreatmentLog
 
-__all__ = ["Unit", "UnitRegister", "as_numbers"]
+__all__ = ["Unit", "UnitRegister"]
 
 
 @dataclass
@@ -67,11 +66,10 @@ class UnitRegister:
             TypeError: If covariates are not numbers, or an id is no whole number or string.
             ValueError: If they have the wrong shape, are not finite, or a unit is known already.
         """
-        covariates = as_numbers(covariates, "covariates")
-        rows = as_finite_tensor(covariates, "covariates", last_dim=self.covariate_dim)
+        rows = as_finite_tensor(covariates, "covariates", self.covariate_dim, dtype=torch.float64)
         if rows.ndim > 2 or (rows.ndim == 2 and len(rows) == 0):
             raise ValueError(f"covariates must have shape (d,) or (n, d), n > 0, got {tuple(rows.shape)}.")
-        rows = torch.as_tensor(covariates, dtype=torch.float64).reshape(rows.shape).detach().cpu().clone()
+        rows = rows.detach().cpu().clone()
         num = 1 if rows.ndim == 1 else len(rows)
         units = _as_ids(range(len(self), len(self) + num) if unit is None else unit)
         if len(units) != num or len(set(units)) != num:
@@ -162,26 +160,6 @@ class UnitRegister:
             age=column([self._num_assignments - u.born for u in units]),
             withdrawn=torch.tensor([u.withdrawn for u in units], dtype=torch.bool),
         )
-
-
-def as_numbers(value: Any, name: str) -> Any:
-    """Rows and columns of pandas, and numbers of numpy or torch in lists, as an array of numbers.
-
-    Raises:
-        TypeError: If pandas' values are no numbers.
-    """
-    if hasattr(value, "to_numpy"):
-        value = value.to_numpy()
-    if isinstance(value, (list, tuple)) and any(hasattr(each, "__array__") for each in value):
-        value = np.asarray([np.asarray(each) for each in value])
-    if isinstance(value, np.ndarray) and value.dtype == object:
-        try:
-            value = value.astype(float)
-        except (TypeError, ValueError) as err:
-            raise TypeError(f"{name} must be numbers, got {value.ravel()[:5].tolist()}.") from err
-    if isinstance(value, np.ndarray) and not value.dtype.isnative:  # torch reads no other byte order
-        value = value.astype(value.dtype.newbyteorder("="))
-    return value
 
 
 def _as_ids(unit: Any) -> list[int | str]:

@@ -98,7 +98,6 @@ class ModelComparison(EpochTrainer):
         self.embedding_net, self.model_prior = embedding_net, as_log_prior(model_prior, self.num_models).exp()
         self.loss = loss
         self._head: dict[str, Any] = {"hidden_dim": hidden_dim, "num_layers": num_layers, "alpha": alpha}
-        self._simulations: list[tuple[Tensor, Tensor]] = []
         self._event_shape: tuple[int, ...] | None = None
         self.classifier: EvidenceClassifier | None = None
         self._is_trained, self._is_new = False, True
@@ -169,14 +168,10 @@ class ModelComparison(EpochTrainer):
         *,
         seed: int | None = None,
         split_seed: int | None = None,
-        final_learning_rate: float = 0.01,
         weight_decay: float = 0.1,
         max_restarts: int = 2,
-        max_seconds: float | None = None,
         vary_sizes: bool | None = None,
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 1,
-        resume: bool = False,
+        **settings: Any,
     ) -> EvidenceClassifier:
         """Train on all simulations so far; returns the net.
 
@@ -196,48 +191,32 @@ class ModelComparison(EpochTrainer):
             seed: Seed of the whole training, also of the first weights of a net that is new; the global generator if None.
                 An embedding net that you wrote yourself keeps the weights it has: seed torch before you build it.
             split_seed: Seed of which simulations are held out, for trainings that share them; drawn like all else if None.
-            final_learning_rate: Share of the learning rate that is left at the end.
             weight_decay: Of AdamW. Without it Bayes factors far out, where simulations are few, grow without bound.
             max_restarts: How often to start again from chance, at most.
-            max_seconds: Time limit, counted from this call (a resumed training counts the seconds before), but for the last
-                look at the held-out simulations. The learning rate falls within this time.
             vary_sizes: Whether data sets are trained on in random sizes, drawn anew for each simulation and epoch: from one
                 group and one observation up to the simulated size, with 0 to 60 % missing. If None it is done where a
                 `HierarchicalEmbedding` would see data sets of one size only; the progress bar and `varied_sizes` say so. To
                 be good at all sizes it takes 2,000 steps or more. At other sizes than those of its training a net can be
                 far off, and warns.
-            checkpoint: File that holds the training's state, written every `checkpoint_every` epochs and at the end.
-            checkpoint_every: Epochs between checkpoints.
-            resume: Go on from `checkpoint` if it exists; the result is that of an uninterrupted training.
+            **settings: `final_learning_rate` (0.01), `max_seconds`, `checkpoint`, `checkpoint_every` (1 epoch) and `resume`,
+                as for every trainer; see `sbi_bed.inference.StepSettings`.
 
         Raises:
+            TypeError: If a keyword is no setting.
             ValueError: If an argument is out of range, there are too few simulations or none of some model, the checkpoint
                 is of another training, or the loss becomes NaN.
         """
-        if not (resume and checkpoint is not None and Path(checkpoint).exists()):
+        file = settings.get("checkpoint")
+        if not (settings.get("resume") and file is not None and Path(file).exists()):
             self._is_new = not self._is_trained
         if learning_rate is None:
             learning_rate = 2e-3 if self._is_new else 2e-4
-        settings = EpochSettings(
-            learning_rate=learning_rate,
-            seed=seed,
-            final_learning_rate=final_learning_rate,
-            clip_max_norm=clip_max_norm,
-            max_seconds=max_seconds,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            resume=resume,
-            max_num_epochs=max_num_epochs,
-            training_batch_size=training_batch_size,
-            validation_fraction=validation_fraction,
-            stop_after_epochs=stop_after_epochs,
-            split_seed=split_seed,
-            weight_decay=weight_decay,
-            max_restarts=max_restarts,
-            vary_sizes=vary_sizes,
-        )
+        settings |= {"training_batch_size": training_batch_size, "validation_fraction": validation_fraction}
+        settings |= {"stop_after_epochs": stop_after_epochs, "max_num_epochs": max_num_epochs}
+        settings |= {"learning_rate": learning_rate, "clip_max_norm": clip_max_norm, "weight_decay": weight_decay}
+        settings |= {"seed": seed, "split_seed": split_seed, "max_restarts": max_restarts, "vary_sizes": vary_sizes}
         self._judged = -1
-        net = self._train(settings)
+        net = self._train(EpochSettings.of(settings))
         self._is_trained = True
         return net  # pyright: ignore[reportReturnType]
 
@@ -256,18 +235,14 @@ class ModelComparison(EpochTrainer):
     label = "training classifier"
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        if not self._simulations:
-            raise ValueError("there are no simulations: call append_simulations(model_index, x) first.")
-        if len(self._simulations) > 1:
-            self._simulations = [tuple(torch.cat(parts) for parts in zip(*self._simulations, strict=True))]  # pyright: ignore
-        model_index = self._simulations[0][0]
+        model_index, x = super()._tensors()
         counts = torch.bincount(model_index, minlength=self.num_models)
         if not bool((counts > 0).all()):
             raise ValueError(
                 f"there is no simulation of model {int((counts == 0).nonzero()[0])}: simulate every model."
             )
         self._loss = _LOSSES[self.loss](counts.double() / counts.sum()).to(self.device)
-        return self._simulations[0]
+        return model_index, x
 
     def _build(self, rows: Tensor) -> EvidenceClassifier:
         if self.classifier is None:

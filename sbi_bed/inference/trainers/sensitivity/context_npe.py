@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,7 +111,6 @@ class ContextNPE(EpochTrainer):
         self._estimator_settings = {  # numpy's numbers cannot be saved as plain data
             name: value.item() if isinstance(value, np.generic) else value for name, value in estimator_settings.items()
         }
-        self._simulations: list[tuple[Tensor, Tensor, Tensor]] = []
         self.estimator: Any = None
 
     def append_simulations(self, theta: Any, x: Any, context: Any) -> ContextNPE:
@@ -162,12 +160,8 @@ class ContextNPE(EpochTrainer):
         *,
         seed: int | None = None,
         split_seed: int | None = None,
-        final_learning_rate: float = 0.01,
-        max_seconds: float | None = None,
         vary_sizes: bool | None = None,
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 1,
-        resume: bool = False,
+        **settings: Any,
     ) -> Any:
         """Train on all simulations so far: a new net in the first call, from its present weights in later ones.
 
@@ -181,42 +175,23 @@ class ContextNPE(EpochTrainer):
             seed: Seed of the whole training, also of the first weights of a net that is new; the global generator if None.
                 An embedding net that you wrote yourself keeps the weights it has: seed torch before you build it.
             split_seed: Seed of which simulations are held out, for trainings that share them; drawn like all else if None.
-            final_learning_rate: Share of the first learning rate that is left at the end.
-            max_seconds: Time limit, counted from this call (a resumed training counts the seconds before), but for the last
-                look at the held-out simulations. The learning rate falls within this time.
-            vary_sizes: Whether data sets are trained on in random sizes, drawn anew for each simulation and epoch: from one
-                group and one observation up to the simulated size, with 0 to 60 % missing. If None it is done where a
-                `HierarchicalEmbedding` would see data sets of one size only; the progress bar and `varied_sizes` say so. To
-                be good at all sizes it takes 2,000 steps or more. At other sizes than those of its training a net can be
-                far off, and warns.
-            checkpoint: File that holds the training's state, written every `checkpoint_every` epochs and at the end.
-            checkpoint_every: Epochs between checkpoints.
-            resume: Go on from `checkpoint` if it exists; the result is that of an uninterrupted training.
+            vary_sizes: Whether data sets are trained on in random sizes, as for `ModelComparison.train`.
+            **settings: `final_learning_rate` (0.01), `max_seconds`, `checkpoint`, `checkpoint_every` (1 epoch) and `resume`,
+                as for every trainer; see `sbi_bed.inference.StepSettings`.
 
         Returns:
             The net, sbi's density estimator of (data, context).
 
         Raises:
+            TypeError: If a keyword is no setting.
             ValueError: If an argument is out of range, there are too few simulations, the checkpoint is of another
                 training, or the loss becomes NaN.
         """
-        settings = EpochSettings(
-            learning_rate=learning_rate,
-            seed=seed,
-            final_learning_rate=final_learning_rate,
-            clip_max_norm=clip_max_norm,
-            max_seconds=max_seconds,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            resume=resume,
-            max_num_epochs=max_num_epochs,
-            training_batch_size=training_batch_size,
-            validation_fraction=validation_fraction,
-            stop_after_epochs=stop_after_epochs,
-            split_seed=split_seed,
-            vary_sizes=vary_sizes,
-        )
-        return self._train(settings)
+        settings |= {"training_batch_size": training_batch_size, "validation_fraction": validation_fraction}
+        settings |= {"stop_after_epochs": stop_after_epochs, "max_num_epochs": max_num_epochs}
+        settings |= {"learning_rate": learning_rate, "clip_max_norm": clip_max_norm}
+        settings |= {"seed": seed, "split_seed": split_seed, "vary_sizes": vary_sizes}
+        return self._train(EpochSettings.of(settings))
 
     def build_posterior(self) -> ContextPosterior:
         """The posterior in any context, with a copy of the net as it is now, on the CPU.
@@ -235,7 +210,7 @@ class ContextNPE(EpochTrainer):
     fewest_simulations = 10
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        theta, x, context = self._data()
+        theta, x, context = super()._tensors()
         self._pairs = theta, pack_context(x, context)
         return self._pairs
 
@@ -247,18 +222,11 @@ class ContextNPE(EpochTrainer):
         theta, x = batch
         return self._net.loss(theta, condition=x)  # pyright: ignore[reportCallIssue]
 
-    def _data(self) -> tuple[Tensor, Tensor, Tensor]:
-        if not self._simulations:
-            raise ValueError("there are no simulations: call append_simulations(theta, x, context) first.")
-        if len(self._simulations) > 1:
-            self._simulations = [tuple(torch.cat(parts) for parts in zip(*self._simulations, strict=True))]  # pyright: ignore
-        return self._simulations[0]
-
     def _known_contexts(self) -> Contexts:
         """What contexts are drawn from, as given or as seen."""
         if self.contexts is None:
             num_gammas = self.prior.num_gammas if isinstance(self.prior, PowerScaledPrior) else 0
-            self.contexts = _seen(self._data()[2], num_gammas)
+            self.contexts = _seen(super()._tensors()[2], num_gammas)
         return self.contexts
 
     def _build(self, rows: Tensor) -> nn.Module:
@@ -275,7 +243,7 @@ class ContextNPE(EpochTrainer):
         return self.estimator
 
     def _check_prior(self, theta: Tensor) -> None:
-        prior = prior_of_context(self.prior, self._data()[2][:2])
+        prior = prior_of_context(self.prior, super()._tensors()[2][:2])
         if tuple(prior.event_shape) != (theta.shape[1],):
             raise ValueError(
                 f"the prior is over {tuple(prior.event_shape)} parameters, theta (N, P) has shape {tuple(theta.shape)}."
