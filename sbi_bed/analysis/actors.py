@@ -9,17 +9,16 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from ..diagnostics.actors.identifiability import identifiability
 from ..simulators.actors.bayesian_actor import BayesianActor
 from ..utils.history import check_history, split_history
 from ..utils.seeding import seeded
+from .style import BLUE, ORANGE, plain_ticks
 
 __all__ = ["plot_response_bands", "plot_ridge"]
-
-_BLUE, _ORANGE = "#0072B2", "#D55E00"
 
 
 def plot_response_bands(
@@ -41,10 +40,7 @@ def plot_response_bands(
         level: Probability of the interval for a single response.
         sigma: Noise level of the predictions, where the experiment sets it; the mean one of the trials if None.
         seed: Seed of the simulated responses; torch's global generator if None.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Raises:
         ValueError: If `level` is no probability, or the history is not of this simulator, or empty.
@@ -77,11 +73,11 @@ def plot_response_bands(
     tails = torch.tensor([(1 - level) / 2, 0.5, (1 + level) / 2])
     low, middle, high = responses.quantile(tails, dim=0)
     line = stimuli[:, 0]
-    axes.fill_between(line, low, high, color=_BLUE, alpha=0.2, lw=0, label=f"predicted, {level:.0%} of responses")
-    axes.plot(line, middle, color=_BLUE, label="predicted median")
+    axes.fill_between(line, low, high, color=BLUE, alpha=0.2, lw=0, label=f"predicted, {level:.0%} of responses")
+    axes.plot(line, middle, color=BLUE, label="predicted median")
     ends = [float(line[0]), float(line[-1])]
     axes.plot(ends, ends, color="0.6", ls=":", label="response = stimulus")
-    axes.scatter(designs[:, 0], outcomes[:, 0], s=12, color=_ORANGE, zorder=3, label="responses")
+    axes.scatter(designs[:, 0], outcomes[:, 0], s=12, color=ORANGE, zorder=3, label="responses")
     axes.set(xlabel="stimulus", ylabel="response")
     axes.legend(fontsize=8, frameon=False)
     return axes
@@ -104,10 +100,7 @@ def plot_ridge(
         names: Names of the P parameters.
         pair: Names of the two to draw, x and y.
         truth: Parameters (P,) to mark.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Raises:
         ValueError: If a name is unknown, or one of the two parameters is not positive.
@@ -130,13 +123,13 @@ def plot_ridge(
         raise ValueError(f"{pair[0]} and {pair[1]} must be positive to be drawn on logarithmic axes.")
     report = identifiability(theta, prior_draws, names)
     axes.scatter(prior_draws[:1000, x], prior_draws[:1000, y], s=4, color="0.85", lw=0, label="prior")
-    axes.scatter(theta[:, x][:2000], theta[:, y][:2000], s=4, color=_BLUE, alpha=0.4, lw=0, label="posterior")
+    axes.scatter(theta[:, x][:2000], theta[:, y][:2000], s=4, color=BLUE, alpha=0.4, lw=0, label="posterior")
     centre = theta[:, [x, y]].log().mean(0)
     step = report.direction[[x, y]].to(centre)
     if step.norm() > 0:
         reach = 2 * theta[:, [x, y]].log().std(0).norm() / step.norm()
         ends = torch.exp(centre + reach * torch.tensor([[-1.0], [1.0]]).to(centre) * step)
-        axes.plot(ends[:, 0], ends[:, 1], color=_ORANGE, label="least-identified direction")
+        axes.plot(ends[:, 0], ends[:, 1], color=ORANGE, label="least-identified direction")
     if truth is not None:
         axes.plot(float(truth[x]), float(truth[y]), "k+", ms=10, mew=2, ls="", label="truth")
     axes.set(xscale="log", yscale="log", xlabel=pair[0], ylabel=pair[1])
@@ -146,8 +139,7 @@ def plot_ridge(
         limits(low / math.pow(high / low, 0.05), high * math.pow(high / low, 0.05))
         axis = axes.xaxis if index == x else axes.yaxis
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 2, 3, 5, 7)))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        plain_ticks(axis)
     correlation = float(report.correlation[x, y])
     axes.set_title(f"correlation of logarithms {correlation:+.2f}", fontsize=10)
     legend = axes.legend(fontsize=8, loc="lower left", frameon=True, edgecolor="none", framealpha=0.8)

@@ -19,6 +19,7 @@ from .._version import __version__
 from ..inference.posteriors.deep_ensemble import prior_of
 from ..utils.checks import as_finite_tensor, check_count
 from ..utils.seeding import seeded
+from .style import names_of
 
 __all__ = ["to_arviz"]
 
@@ -85,9 +86,8 @@ def to_arviz(
         sample_settings = {"show_progress_bars": False, **sample_settings}
     with seeded(seed):
         theta = posterior.sample((num_samples,), x=x, **sample_settings).detach()
-    names = [f"theta_{j}" for j in range(theta.shape[-1])] if parameter_names is None else list(parameter_names)
-    if len(names) != theta.shape[-1]:
-        raise ValueError(f"parameter_names must be {theta.shape[-1]} names, one for each parameter, got {names}.")
+    default = [f"theta_{j}" for j in range(theta.shape[-1])]
+    names = names_of(parameter_names, default, "parameter", "parameter_names")
     log_prior = _log_prior(prior, theta, names)
     density = posterior.potential if hasattr(posterior, "potential") else posterior.log_prob
     with torch.no_grad():

@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from ..utils.history import unpack_history
+from .style import BLUE, GREY, ORANGE
 
 __all__ = ["plot_discounting", "plot_experiment_in_plane", "plot_posterior_spread"]
-
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8C8C8C"
 
 
 def plot_experiment_in_plane(
@@ -32,10 +31,7 @@ def plot_experiment_in_plane(
         draws: Posterior draws (N, 2).
         truth: The true point (2,), if known.
         refined_after: Trials before a refinement; later designs get another colour.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Example:
         >>> import torch
@@ -50,11 +46,11 @@ def plot_experiment_in_plane(
     axes: Any = plt.gca() if ax is None else ax
     designs = torch.as_tensor(unpack_history(history, 2)[0])
     first = len(designs) if refined_after is None else refined_after
-    axes.scatter(*draws.T, s=4, alpha=0.3, color=_GREY, linewidths=0, rasterized=True, label="posterior draws")
-    axes.plot(*designs.T, color=_BLUE, linewidth=0.6, alpha=0.5)
+    axes.scatter(*draws.T, s=4, alpha=0.3, color=GREY, linewidths=0, rasterized=True, label="posterior draws")
+    axes.plot(*designs.T, color=BLUE, linewidth=0.6, alpha=0.5)
     for part, colour, label in (
-        (designs[:first], _BLUE, "designs"),
-        (designs[first:], _ORANGE, "designs, refined policy"),
+        (designs[:first], BLUE, "designs"),
+        (designs[first:], ORANGE, "designs, refined policy"),
     ):
         if len(part):
             axes.scatter(*part.T, s=110, color=colour, edgecolor="white", linewidths=0.8, zorder=3, label=label)
@@ -88,10 +84,7 @@ def plot_posterior_spread(
         draws: Posterior draws (N, P) after 0, 1, 2, … trials.
         truth: The true parameters (P,), if known: adds the distance of the posterior mean from them.
         refined_after: Trials before a refinement, marked by a line.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Example:
         >>> import torch
@@ -102,12 +95,12 @@ def plot_posterior_spread(
     axes: Any = plt.gca() if ax is None else ax
     trials = range(len(draws))
     spread = [float(cloud.var(0).sum().sqrt()) for cloud in draws]
-    axes.plot(trials, spread, "o-", color=_BLUE, label="posterior sd (root of the total variance)")
+    axes.plot(trials, spread, "o-", color=BLUE, label="posterior sd (root of the total variance)")
     if truth is not None:
         error = [float((cloud.mean(0) - truth).norm()) for cloud in draws]
-        axes.plot(trials, error, "s--", color=_ORANGE, label="distance of the posterior mean from the truth")
+        axes.plot(trials, error, "s--", color=ORANGE, label="distance of the posterior mean from the truth")
     if refined_after is not None:
-        axes.axvline(refined_after, color=_GREY, linewidth=1)
+        axes.axvline(refined_after, color=GREY, linewidth=1)
         axes.annotate(" policy refined", (refined_after, 0.03), xycoords=("data", "axes fraction"), fontsize=8)
     axes.set(xlabel="trials", ylabel="distance", yscale="log", title="What it came to know")
     axes.legend(fontsize=8, loc="upper right")
@@ -121,10 +114,7 @@ def plot_discounting(history: Tensor, log_k: Tensor, *, ax: Axes | None = None) 
         history: Trials of designs (immediate amount, delayed amount, delay in days) and outcome 1 where the delayed
             amount was chosen, shape (n, 5), padded or not.
         log_k: Posterior draws (N,) of log k, k per day.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Example:
         >>> import torch
@@ -140,8 +130,8 @@ def plot_discounting(history: Tensor, log_k: Tensor, *, ax: Axes | None = None) 
     low, middle, high = curves.quantile(torch.tensor([0.05, 0.5, 0.95]), dim=0)
     axes.fill_between(days, low, high, color="0.85", label="indifference, 90 % interval")
     axes.plot(days, middle, color="0.4", label="indifference, median")
-    axes.scatter(delay[later], share[later], marker="o", color=_BLUE, label="chose later", zorder=3)
-    axes.scatter(delay[~later], share[~later], marker="s", color=_ORANGE, label="chose now", zorder=3)
+    axes.scatter(delay[later], share[later], marker="o", color=BLUE, label="chose later", zorder=3)
+    axes.scatter(delay[~later], share[~later], marker="s", color=ORANGE, label="chose now", zorder=3)
     for number, point in enumerate(zip(delay.tolist(), share.tolist(), strict=True), 1):
         axes.annotate(str(number), point, xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set(

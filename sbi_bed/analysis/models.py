@@ -8,17 +8,14 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullLocator
 
 from ..diagnostics.models.calibration import ModelCalibration
 from ..diagnostics.models.model_table import ModelReport
 from ..diagnostics.typicality import Atypicality
 from ..utils.checks import as_finite_tensor
+from .style import BLUE, GREY, ORANGE, PALETTE, names_of, plain_ticks
 
 __all__ = ["plot_atypicality", "plot_bayes_factor_recovery", "plot_confusion", "plot_model_probs", "plot_reliability"]
-
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8C8C8C"
-_MODELS = (_BLUE, "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")  # Okabe & Ito, without the orange of alarms
 
 
 def plot_reliability(
@@ -33,10 +30,7 @@ def plot_reliability(
         calibration: What `model_calibration` gave.
         model_index: Which model; of two, either tells all.
         model_name: Its name on the axes; "M1" and so on if None.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Raises:
         ValueError: If there is no such model.
@@ -59,13 +53,13 @@ def plot_reliability(
     full = count > 0
     probs, shares = bins.mean_prob[model_index][full], bins.frequency[model_index][full]
     low, high = bins.interval[model_index][full].unbind(-1)
-    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle="--", zorder=1)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--", zorder=1)
     band = bins.expected[model_index][full].unbind(-1)
     axes.fill_between(probs, *band, color="0.85", linewidth=0, label="exact probabilities, 95 %", zorder=0)
     errors = torch.stack([shares - low, high - shares]).clamp_min(0)
-    axes.errorbar(probs, shares, errors, fmt="none", color=_BLUE, linewidth=1, capsize=2)
+    axes.errorbar(probs, shares, errors, fmt="none", color=BLUE, linewidth=1, capsize=2)
     area = 15 + 100 * count[full] / count.max()
-    axes.scatter(probs, shares, s=area, color=_BLUE, edgecolor="white", linewidths=0.6, zorder=3, label="observed")
+    axes.scatter(probs, shares, s=area, color=BLUE, edgecolor="white", linewidths=0.6, zorder=3, label="observed")
     axes.set(
         xlabel=f"probability of “{name}”",
         ylabel=f"share of data sets made by “{name}”",
@@ -86,10 +80,7 @@ def plot_confusion(
     Args:
         calibration: What `model_calibration` gave.
         model_names: J names; "M0", "M1", … if None.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Raises:
         ValueError: If there is not one name for each model.
@@ -127,10 +118,7 @@ def plot_bayes_factor_recovery(
         log_bayes_factor_found: Shape (N,), nats.
         log_bayes_factor_exact: Shape (N,), nats.
         linear_to: Axes are linear up to so many nats, marked grey, and logarithmic beyond.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Raises:
         ValueError: If shapes differ or a number is not finite.
@@ -148,14 +136,13 @@ def plot_bayes_factor_recovery(
     both = torch.cat([found.flatten(), exact.flatten()])
     low, high = float(both.min()), float(both.max())
     axes.axvspan(-linear_to, linear_to, color="0.93", linewidth=0, zorder=0, label=f"|log BF| < {linear_to:g}")
-    axes.plot([low, high], [low, high], color=_GREY, linewidth=0.8, linestyle="--", zorder=1)
-    axes.scatter(exact, found, s=8, alpha=0.5, color=_BLUE, linewidths=0, rasterized=True)
+    axes.plot([low, high], [low, high], color=GREY, linewidth=0.8, linestyle="--", zorder=1)
+    axes.scatter(exact, found, s=8, alpha=0.5, color=BLUE, linewidths=0, rasterized=True)
     for axis in ("x", "y"):
         getattr(axes, f"set_{axis}scale")("symlog", linthresh=linear_to, linscale=1.2)
         ticks = _symmetric_ticks(linear_to, max(-low, high))
         getattr(axes, f"set_{axis}ticks")(ticks)
-        getattr(axes, f"{axis}axis").set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        getattr(axes, f"{axis}axis").set_minor_locator(NullLocator())
+        plain_ticks(getattr(axes, f"{axis}axis"))
     limits = min(low, 0.0) - 0.1 * abs(low) - 0.5, max(high, 0.0) + 0.1 * abs(high) + 0.5
     axes.set(
         xlabel="exact log Bayes factor, nats",
@@ -174,10 +161,7 @@ def plot_model_probs(report: ModelReport, *, ax: Axes | None = None) -> Axes:
 
     Args:
         report: What `model_report` gave. Black bars are ± one standard deviation of an ensemble's members.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -200,7 +184,7 @@ def plot_model_probs(report: ModelReport, *, ax: Axes | None = None) -> Axes:
             probs[:, j],
             thickness,
             xerr=spread,
-            color=_MODELS[j % len(_MODELS)],
+            color=PALETTE[j % len(PALETTE)],
             error_kw={"linewidth": 1, "capsize": 1.5},
             label=name,
         )
@@ -212,7 +196,7 @@ def plot_model_probs(report: ModelReport, *, ax: Axes | None = None) -> Axes:
             xycoords=("axes fraction", "data"),
             va="center",
             fontsize=8,
-            color=_ORANGE if marked else "black",
+            color=ORANGE if marked else "black",
             fontweight="bold" if marked else "normal",
             annotation_clip=False,
         )
@@ -234,10 +218,7 @@ def plot_atypicality(
         found: What `atypicality` gave.
         level: Stars of data sets with smaller p-values are orange, the others black.
         model_names: J names; "M0", "M1", … if None.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Raises:
         ValueError: If there is not one name for each model, or summaries have a single number.
@@ -261,14 +242,14 @@ def plot_atypicality(
     shares = (values[[-1, -2]] / values.clamp_min(0).sum()).tolist()
     cloud = (reference - mean) @ plane
     if index is None:
-        axes.scatter(*cloud.T, s=6, alpha=0.4, color=_GREY, linewidths=0, rasterized=True, label="simulated")
+        axes.scatter(*cloud.T, s=6, alpha=0.4, color=GREY, linewidths=0, rasterized=True, label="simulated")
     else:
         for j, name in enumerate(_names(model_names, int(index.max()) + 1)):
-            style = {"s": 6, "alpha": 0.4, "color": _MODELS[j % len(_MODELS)], "linewidths": 0, "rasterized": True}
+            style = {"s": 6, "alpha": 0.4, "color": PALETTE[j % len(PALETTE)], "linewidths": 0, "rasterized": True}
             axes.scatter(*cloud[index == j].T, **style, label=f"simulated, {name}")
     stars = (found.summary - mean) @ plane
     marked = found.p_value < level
-    for part, colour, label in ((~marked, "black", "observed"), (marked, _ORANGE, f"observed, p < {level:g}")):
+    for part, colour, label in ((~marked, "black", "observed"), (marked, ORANGE, f"observed, p < {level:g}")):
         if part.any():
             axes.scatter(*stars[part].T, marker="*", s=130, color=colour, edgecolor="white", zorder=3, label=label)
     axes.set(
@@ -283,10 +264,7 @@ def plot_atypicality(
 
 
 def _names(model_names: Sequence[str] | None, num_models: int) -> list[str]:
-    names = [f"M{j}" for j in range(num_models)] if model_names is None else list(model_names)
-    if len(names) != num_models:
-        raise ValueError(f"model_names must be {num_models} names, one for each model, got {names}.")
-    return names
+    return names_of(model_names, [f"M{j}" for j in range(num_models)], "model", "model_names")
 
 
 def _symmetric_ticks(linear_to: float, largest: float) -> list[float]:

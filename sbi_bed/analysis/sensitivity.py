@@ -13,13 +13,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, Normalize
-from matplotlib.ticker import FuncFormatter, NullLocator
 from scipy.stats import gaussian_kde
 from torch import Tensor
 
 from ..diagnostics.sensitivity.power_scaling import PowerScaling
 from ..diagnostics.sensitivity.simulation_gap import SimulationGap
 from ..utils.checks import as_finite_tensor
+from .style import BLUE, GREY, ORANGE, PALETTE, names_of, plain_ticks
 
 __all__ = [
     "plot_ensemble_disagreement",
@@ -29,15 +29,6 @@ __all__ = [
     "plot_sources_of_sensitivity",
 ]
 
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8C8C8C"
-_COLOURS = (
-    _BLUE,
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#F0E442",
-)  # Okabe & Ito, without the orange that marks alarms
 _MOST_POINTS = 300  # drawn beside the violin of a source
 
 
@@ -63,7 +54,7 @@ def plot_gamma_map(
         ax: Axes to draw on; the current ones if None.
 
     Returns:
-        The axes; white lines mark γ = 1.
+        The axes; white or black lines mark γ = 1.
 
     Raises:
         ValueError: If shapes do not fit or a number is not finite.
@@ -110,10 +101,7 @@ def plot_gamma_ridges(
         gamma: Powers, (G,), increasing.
         name: The parameter's name.
         overlap: Height of the highest density, in rows.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Raises:
         ValueError: If the numbers of powers and of sets of draws differ, or a number is not finite.
@@ -137,7 +125,7 @@ def plot_gamma_ridges(
     scale = overlap / max(density.max() for density in densities)
     baseline = int(np.argmin(np.abs(np.log(powers))))
     for row in reversed(range(len(powers))):
-        colour = _ORANGE if row == baseline else _BLUE
+        colour = ORANGE if row == baseline else BLUE
         top = row + scale * densities[row]
         axes.fill_between(grid, row, top, color=colour, alpha=0.75, linewidth=0, zorder=2 * (len(powers) - row))
         axes.plot(grid, top, color="white", linewidth=1, zorder=2 * (len(powers) - row) + 1)
@@ -187,20 +175,18 @@ def plot_sources_of_sensitivity(
         shapes = {source: tuple(shift.shape) for source, shift in tables.items()}
         raise ValueError(f"sources must be shifts (R, K) of the same K conclusions, got {shapes}.")
     num = widths.pop()
-    names = [rf"$\theta_{{{k}}}$" for k in range(num)] if names is None else list(names)
-    if len(names) != num:
-        raise ValueError(f"names must be {num} names, one for each conclusion, got {names}.")
+    names = names_of(names, _symbols(num), "conclusion")
     axes: Any = plt.gca() if ax is None else ax
     thickness = 0.8 / num
-    axes.axhline(0, color=_GREY, linewidth=0.8, zorder=0)
+    axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
     for place, shift in enumerate(tables.values()):
         if place % 2:
             axes.axvspan(place - 0.5, place + 0.5, color="0.96", linewidth=0, zorder=-1)
         for k in range(num):
             centre = place + (k - (num - 1) / 2) * thickness
-            _draw_violin(axes, shift[:, k].numpy(), centre, thickness, _COLOURS[k % len(_COLOURS)])
+            _draw_violin(axes, shift[:, k].numpy(), centre, thickness, PALETTE[k % len(PALETTE)])
     for k, name in enumerate(names):
-        axes.plot([], [], "s", color=_COLOURS[k % len(_COLOURS)], label=name)
+        axes.plot([], [], "s", color=PALETTE[k % len(PALETTE)], label=name)
     axes.set_xticks(range(len(tables)), list(tables))
     axes.tick_params(axis="x", length=0)
     axes.set(ylabel=label, xlim=(-0.5, len(tables) - 0.5))
@@ -217,10 +203,7 @@ def plot_ensemble_disagreement(
         gap: Result of `simulation_gap`.
         names: Names of the B data sets; "0", "1", … if None.
         level: Data sets with a smaller p-value (by both scores together) are orange.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Raises:
         ValueError: If the number of names is not that of data sets.
@@ -238,19 +221,17 @@ def plot_ensemble_disagreement(
         ['Ann, p = 0.4', 'Bob, p = 0.001']
     """
     num = len(gap.p_value)
-    names = [str(b) for b in range(num)] if names is None else list(names)
-    if len(names) != num:
-        raise ValueError(f"names must be {num} names, one for each data set, got {names}.")
+    names = names_of(names, [str(b) for b in range(num)], "data set")
     axes: Any = plt.gca() if ax is None else ax
     null, found = gap.reference_disagreement.numpy(), gap.disagreement.numpy()
     smallest = max(float(null[null > 0].min(initial=np.inf)), 1e-12) if (null > 0).any() else 1e-12
     low, high = min(smallest, *found[found > 0], np.inf), max(null.max(), found.max(), 10 * smallest)
     edges = np.geomspace(low, high * 1.1, 50)
     axes.hist(null.clip(edges[0]), edges, color="0.8", label=f"{len(null)} simulated data sets")
-    axes.axvline(np.quantile(null, 0.95), color=_GREY, linewidth=1, linestyle="--", label="their 95 % quantile")
+    axes.axvline(np.quantile(null, 0.95), color=GREY, linewidth=1, linestyle="--", label="their 95 % quantile")
     top = axes.get_ylim()[1]
     for place, b in enumerate(np.argsort(found)):
-        colour = _ORANGE if gap.p_value[b] < level else _BLUE
+        colour = ORANGE if gap.p_value[b] < level else BLUE
         height = top * (0.95 - 0.75 * (place % 8) / 8)
         axes.plot([found[b]] * 2, [0, height], color=colour, linewidth=1.2)
         axes.plot(found[b], height, "o", color=colour, markersize=4)
@@ -315,12 +296,12 @@ def plot_power_scaling(
     for key, table in checked.items():
         if table.shape != found.mean.shape:
             raise ValueError(f"{key} must have shape {tuple(found.mean.shape)}, got {tuple(table.shape)}.")
-    names = [rf"$\theta_{{{j}}}$" for j in range(num)] if names is None else list(names)
+    names = names_of(names, _symbols(num), "parameter")
     if axes is None:
         _, made = plt.subplots(1, num + 1, figsize=(3.1 * (num + 1), 2.9), layout="constrained")
         axes = list(made)
-    if len(names) != num or len(axes) != num + 1:
-        raise ValueError(f"there must be {num} names and {num + 1} axes, got {len(names)} and {len(axes)}.")
+    if len(axes) != num + 1:
+        raise ValueError(f"there must be {num + 1} axes, one for each parameter and one for k̂, got {len(axes)}.")
     drawn: Any = np.asarray(axes, dtype=object)
     reliable = found.reliable.numpy()
     for j in range(num):
@@ -330,13 +311,16 @@ def plot_power_scaling(
     _draw_pareto_k(drawn[-1], found)
     for axis in drawn:
         axis.set(xlabel="γ", xscale="log")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_xticks(_round_powers(gamma))
-        axis.xaxis.set_minor_locator(NullLocator())
+        plain_ticks(axis.xaxis)
     return drawn
 
 
 # ---- parts of pictures
+
+
+def _symbols(num: int) -> list[str]:
+    return [rf"$\theta_{{{j}}}$" for j in range(num)]
 
 
 def _draw_means(axes: Any, gamma: Any, mean: Any, reliable: Any, others: dict[str, Tensor]) -> None:
@@ -345,10 +329,10 @@ def _draw_means(axes: Any, gamma: Any, mean: Any, reliable: Any, others: dict[st
         axes.fill_between(gamma, exact - sd, exact + sd, color="0.92", linewidth=0, label="exact ± sd")
     if exact is not None:
         axes.plot(gamma, exact, color="black", linewidth=2.5, alpha=0.5, label="exact")
-    for colour, (name, values) in zip(_COLOURS[2:], others.items(), strict=False):
+    for colour, (name, values) in zip(PALETTE[2:], others.items(), strict=False):
         axes.plot(gamma, values, color=colour, linewidth=1.3, label=name)
-    axes.plot(gamma, mean, color=_ORANGE, linewidth=1.2, linestyle=":")
-    axes.plot(gamma, np.where(reliable, mean, np.nan), color=_ORANGE, linewidth=1.6, label="importance weights")
+    axes.plot(gamma, mean, color=ORANGE, linewidth=1.2, linestyle=":")
+    axes.plot(gamma, np.where(reliable, mean, np.nan), color=ORANGE, linewidth=1.6, label="importance weights")
 
 
 def _draw_pareto_k(axes: Any, found: PowerScaling) -> None:
@@ -356,7 +340,7 @@ def _draw_pareto_k(axes: Any, found: PowerScaling) -> None:
     gamma = found.gamma.numpy()
     shape = found.pareto_k.numpy()
     shape = np.where(np.isfinite(shape), shape, np.nan)
-    axes.axhline(found.largest_pareto_k, color=_GREY, linewidth=1, linestyle="--")
+    axes.axhline(found.largest_pareto_k, color=GREY, linewidth=1, linestyle="--")
     axes.annotate(
         "not reliable above",
         (1, found.largest_pareto_k),
@@ -367,8 +351,8 @@ def _draw_pareto_k(axes: Any, found: PowerScaling) -> None:
         fontsize=8,
         color="0.3",
     )
-    axes.plot(gamma, shape, color=_ORANGE, linewidth=1)
-    axes.scatter(gamma, shape, s=14, color=np.where(found.reliable.numpy(), _BLUE, _ORANGE), zorder=3)
+    axes.plot(gamma, shape, color=ORANGE, linewidth=1)
+    axes.scatter(gamma, shape, s=14, color=np.where(found.reliable.numpy(), BLUE, ORANGE), zorder=3)
     axes.set(ylabel="k̂ of the importance weights")
 
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from ..diagnostics.treatment.report import TreatmentReport
 from ..inference.experiments.treatment.a2ipw import AteEstimate
+from .style import BLUE, GREY, PALETTE, names_of
 
 __all__ = [
     "plot_allocation",
@@ -19,9 +20,6 @@ __all__ = [
     "plot_regret",
     "plot_running_effect",
 ]
-
-_BLUE, _GREY = "#0072B2", "#8C8C8C"
-_COLOURS = (_BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def plot_allocation(
@@ -39,10 +37,7 @@ def plot_allocation(
         propensities: Label -> propensity at each, (n,).
         oracle: Neyman propensity at each, (n,), if known.
         clip: Draws the limits clip and 1 − clip.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Example:
         >>> import torch
@@ -58,12 +53,12 @@ def plot_allocation(
     x = torch.as_tensor(covariate).flatten()
     shades = torch.linspace(0.35, 1.0, max(len(propensities), 1)).tolist() if len(propensities) > 1 else [1.0]
     for (label, values), shade in zip(propensities.items(), shades, strict=False):
-        axes.plot(x, torch.as_tensor(values).flatten(), color=_BLUE, alpha=shade, label=label)
+        axes.plot(x, torch.as_tensor(values).flatten(), color=BLUE, alpha=shade, label=label)
     if oracle is not None:
         axes.plot(x, torch.as_tensor(oracle).flatten(), color="black", linestyle="--", label="oracle")
     if clip is not None:
         for limit in (clip, 1 - clip):
-            axes.axhline(limit, color=_GREY, linewidth=0.8, linestyle=":")
+            axes.axhline(limit, color=GREY, linewidth=0.8, linestyle=":")
     axes.set(xlabel="covariate", ylabel="probability of arm 1", ylim=(0, 1), title="Who is treated")
     axes.legend(fontsize=8)
     return axes
@@ -75,10 +70,7 @@ def plot_running_effect(running: AteEstimate, effect: float | None = None, *, ax
     Args:
         running: Of one experiment, e.g. `TreatmentExperiment.running()`: tensors (T,).
         effect: The true effect, or another to compare with, if any.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -94,9 +86,9 @@ def plot_running_effect(running: AteEstimate, effect: float | None = None, *, ax
         for ends in (running.confidence_sequence, running.interval)
     )
     share = f"{running.level:.0%}"
-    axes.fill_between(units, *sequence, color=_BLUE, alpha=0.15, linewidth=0, label=f"{share}, at all times")
-    axes.fill_between(units, *wald, color=_BLUE, alpha=0.3, linewidth=0, label=f"{share}, at one time fixed beforehand")
-    axes.plot(units, running.ate, color=_BLUE, label="estimate")
+    axes.fill_between(units, *sequence, color=BLUE, alpha=0.15, linewidth=0, label=f"{share}, at all times")
+    axes.fill_between(units, *wald, color=BLUE, alpha=0.3, linewidth=0, label=f"{share}, at one time fixed beforehand")
+    axes.plot(units, running.ate, color=BLUE, label="estimate")
     if effect is not None:
         axes.axhline(effect, color="black", linestyle="--", linewidth=1, label="effect")
     final, half = float(running.ate[-1]), float((running.ate - sequence[0])[-1].nan_to_num(1.0))
@@ -112,28 +104,22 @@ def plot_regret(reports: Mapping[str, TreatmentReport], *, smooth: int = 10, ax:
     Args:
         reports: Label -> report.
         smooth: Number of units in a row that are averaged.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Example:
         >>> from matplotlib.figure import Figure
         >>> from sbi_bed.diagnostics import run_treatment_study, treatment_report
         >>> from sbi_bed.policies import CoinFlip, NonContextualNeyman
         >>> from sbi_bed.simulators import two_arm_benchmark
-        >>> designs = {"coin": CoinFlip(0), "adaptive": NonContextualNeyman(0)}
-        >>> studies = {
-        ...     name: run_treatment_study(two_arm_benchmark(), design, 60, 5, seed=0)
-        ...     for name, design in designs.items()
-        ... }
+        >>> problem, designs = two_arm_benchmark(), {"coin": CoinFlip(0), "adaptive": NonContextualNeyman(0)}
+        >>> studies = {name: run_treatment_study(problem, design, 60, 5, seed=0) for name, design in designs.items()}
         >>> reports = {name: treatment_report(study) for name, study in studies.items()}
         >>> ax = plot_regret(reports, smooth=20, ax=Figure().add_subplot())
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['coin', 'adaptive']
     """
     axes: Any = plt.gca() if ax is None else ax
-    for (label, report), colour in zip(reports.items(), _COLOURS * len(reports), strict=False):
+    for (label, report), colour in zip(reports.items(), PALETTE * len(reports), strict=False):
         width = max(1, min(smooth, len(report.regret_curve)))
         curves = (report.regret_curve, report.regret_curve_stderr)
         mean, stderr = (curve.unfold(0, width, width).mean(-1) for curve in curves)
@@ -150,21 +136,15 @@ def plot_efficiency(reports: Mapping[str, TreatmentReport], *, ax: Axes | None =
 
     Args:
         reports: Label -> report.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Example:
         >>> from matplotlib.figure import Figure
         >>> from sbi_bed.diagnostics import run_treatment_study, treatment_report
         >>> from sbi_bed.policies import CoinFlip, NonContextualNeyman
         >>> from sbi_bed.simulators import two_arm_benchmark
-        >>> designs = {"coin": CoinFlip(0), "adaptive": NonContextualNeyman(0)}
-        >>> studies = {
-        ...     name: run_treatment_study(two_arm_benchmark(), design, 60, 5, seed=0)
-        ...     for name, design in designs.items()
-        ... }
+        >>> problem, designs = two_arm_benchmark(), {"coin": CoinFlip(0), "adaptive": NonContextualNeyman(0)}
+        >>> studies = {name: run_treatment_study(problem, design, 60, 5, seed=0) for name, design in designs.items()}
         >>> reports = {name: treatment_report(study) for name, study in studies.items()}
         >>> [label.get_text() for label in plot_efficiency(reports, ax=Figure().add_subplot()).get_yticklabels()]
         ['coin', 'adaptive']
@@ -172,7 +152,7 @@ def plot_efficiency(reports: Mapping[str, TreatmentReport], *, ax: Axes | None =
     axes: Any = plt.gca() if ax is None else ax
     means, stderrs = zip(*(report.efficiency for report in reports.values()), strict=True)
     place = list(range(len(reports)))[::-1]
-    colours = [_COLOURS[k % len(_COLOURS)] for k in range(len(place))]  # as `plot_regret` has them
+    colours = [PALETTE[k % len(PALETTE)] for k in range(len(place))]  # as `plot_regret` has them
     axes.barh(place, means, xerr=[2 * s for s in stderrs], color=colours, alpha=0.7, error_kw={"ecolor": "black"})
     axes.axvline(1, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(place, list(reports))
@@ -186,10 +166,7 @@ def plot_gate_weights(weights: Any, names: Sequence[str] | None = None, *, ax: A
     Args:
         weights: Weight of each of K experts before each unit, (T, K), or of many experiments, (E, T, K), then averaged.
         names: Names of the experts.
-        ax: Axes to draw on; the current ones if None.
-
-    Returns:
-        The axes.
+        ax: Axes to draw on and return; the current ones if None.
 
     Raises:
         ValueError: If the weights do not have two or three dimensions, or names do not fit.
@@ -205,10 +182,8 @@ def plot_gate_weights(weights: Any, names: Sequence[str] | None = None, *, ax: A
     if weights.ndim not in (2, 3):
         raise ValueError(f"weights must have shape (T, K) or (E, T, K), got {tuple(weights.shape)}.")
     weights = weights.reshape(-1, *weights.shape[-2:]).mean(0)
-    labels = [f"expert {k + 1}" for k in range(weights.shape[-1])] if names is None else list(names)
-    if len(labels) != weights.shape[-1]:
-        raise ValueError(f"names must be {weights.shape[-1]}, one for each expert, got {labels}.")
-    colours = [_COLOURS[k % len(_COLOURS)] for k in range(len(labels))]
+    labels = names_of(names, [f"expert {k + 1}" for k in range(weights.shape[-1])], "expert")
+    colours = [PALETTE[k % len(PALETTE)] for k in range(len(labels))]
     axes.stackplot(torch.arange(len(weights)), *weights.T, labels=labels, colors=colours, alpha=0.7)
     axes.set(xlabel="units", ylabel="weight", ylim=(0, 1), title="Which expert is believed")
     axes.margins(x=0)

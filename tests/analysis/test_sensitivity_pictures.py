@@ -84,8 +84,10 @@ def test_power_scaling():
     plt.close(drawn[0].figure)
     with pytest.raises(ValueError, match=r"context network must have shape \(3, 2\)"):
         plot_power_scaling(found, others={"context network": mean[:2]})
-    with pytest.raises(ValueError, match="there must be 2 names and 3 axes"):
+    with pytest.raises(ValueError, match="names must be 2 names"):
         plot_power_scaling(found, names=["α"])
+    with pytest.raises(ValueError, match="there must be 3 axes"):
+        plot_power_scaling(found, axes=drawn[:2])
 
 
 def test_errors(axes):
