@@ -145,7 +145,9 @@ def test_the_posterior_is_right_or_refused(name, sample_with):
     theta = posterior.sample((num,))
     # Draws share ancestors, candidates or chains: they are worth fewer than their number.
     worth = min(num, posterior.effective_sample_size) / 2
-    error = sd.clamp_min(1e-3) * math.sqrt(1 / worth + 1 / known)
+    # A value that hardly any draw has comes once now and then: that moves the mean by 1 / worth (Bernstein's inequality).
+    least = worth**-0.5 if name in DISCRETE else 1e-3
+    error = sd.clamp_min(least) * math.sqrt(1 / worth + 1 / known)
     assert ((theta.mean(0) - mean).abs() < 5 * error).all()
     assert abs(posterior.log_evidence - log_evidence) < 5 * math.sqrt(20 / 2000 + 1 / known)
     assert inside_support(simulator.prior, theta).all() and torch.isfinite(posterior.log_prob(theta)).all()
