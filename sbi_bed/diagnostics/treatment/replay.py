@@ -114,7 +114,8 @@ def replay_trial(
         raise ValueError(f"no unit of the trial's {len(trial)} entered; the trial is too small to replay.")
     rows, propensity = (torch.stack(column, 1) for column in zip(*taken, strict=True))
     columns = (trial.covariates[rows], trial.arm[rows], trial.outcome[rows], propensity, torch.stack(predictions, 1))
-    return TrialReplay(TreatmentLog(*columns, torch.ones_like(rows, dtype=torch.bool)), rows, trial)
+    observed = torch.ones_like(rows, dtype=torch.bool)
+    return TrialReplay(TreatmentLog(*columns, observed, num_blind=int(predictor.needs_outcomes)), rows, trial)
 
 
 class _Pool:

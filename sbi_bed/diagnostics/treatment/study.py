@@ -88,7 +88,9 @@ def run_treatment_study(
         uniform = torch.rand(covariates.shape[:-1], dtype=torch.float64)
     history, propensity, (mean, _) = assign_units(policy, covariates, both, uniform, predictor)
     arm, outcome, observed = history[..., -3:].unbind(-1)
-    log = TreatmentLog(covariates, arm, outcome, propensity, mean.double(), observed > 0)
+    log = TreatmentLog(
+        covariates, arm, outcome, propensity, mean.double(), observed > 0, num_blind=int(predictor.needs_outcomes)
+    )
     return TreatmentStudy(
         log,
         problem.effect.expand(num),

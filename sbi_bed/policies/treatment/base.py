@@ -53,6 +53,8 @@ class TreatmentPolicy(SavedPolicy):
     Attributes:
         has_predictions: Whether the policy predicts outcomes.
         reads_mixed_masks: Whether `read` takes histories whose masks differ within the batch.
+        needs_outcomes: Whether predictions before the first outcome mean nothing, because the location of outcomes is
+            learnt from them. Estimates do not rest on such predictions.
         config: All arguments but weights, as plain data.
 
     Raises:
@@ -76,6 +78,7 @@ class TreatmentPolicy(SavedPolicy):
 
     has_predictions = True
     reads_mixed_masks = False
+    needs_outcomes = False
 
     def __init__(self, covariate_dim: int, clip: float = 0.05, **config: Any):
         super().__init__(covariate_dim=covariate_dim, clip=clip, **config)

@@ -45,6 +45,8 @@ class NonContextualNeyman(TreatmentPolicy):
         0.588
     """
 
+    needs_outcomes = True
+
     def __init__(self, covariate_dim: int, clip: float = 0.05):
         super().__init__(covariate_dim, clip)
 

@@ -91,6 +91,7 @@ class ExperimenterTransformer(TreatmentPolicy):
             outcome_centre=outcome_centre,
             outcome_scale=outcome_scale,
         )
+        self.needs_outcomes = outcome_centre is None
         scaling = (num_functions, covariate_low, covariate_high, outcome_centre, outcome_scale)
         self.units = UnitFeatures(covariate_dim, 1.5, *scaling)
         num = len(self.units)

@@ -106,6 +106,7 @@ class GradientExperimenter(TreatmentPolicy):
             outcome_scale=outcome_scale,
         )
         self.num_layers = check_count(num_layers, "num_layers")
+        self.needs_outcomes = outcome_centre is None
         scaling = (num_functions, covariate_low, covariate_high, outcome_centre, outcome_scale)
         self.units = UnitFeatures(covariate_dim, check_positive(smoothness, "smoothness"), *scaling)
         sds = self.units.prior_sds(smoothness, mean_scale, log_variance_scale)

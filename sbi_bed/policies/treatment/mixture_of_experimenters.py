@@ -68,6 +68,7 @@ class MixtureOfExperimenters(TreatmentPolicy):
             raise ValueError(f"log_prior must have {len(experts)} values, one an expert, got {tuple(prior.shape)}.")
         super().__init__(dims[0], clip=min(expert.clip for expert in experts))
         self.config = {"experts": [{"policy": type(e).__name__, "config": e.config} for e in experts]}
+        self.needs_outcomes = any(expert.needs_outcomes for expert in experts)
         self.experts = nn.ModuleList(experts)
         self.register_buffer("log_prior", prior.double().log_softmax(-1))
 

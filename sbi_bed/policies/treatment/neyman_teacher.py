@@ -152,6 +152,7 @@ class NeymanTeacher(TreatmentPolicy):
         if outcome_space not in _SPACES:
             raise ValueError(f"outcome_space must be 'real', 'binary' or None, got {outcome_space!r}.")
         self.outcome_space = outcome_space
+        self.needs_outcomes = outcome_centre is None
         scaling = (num_functions, covariate_low, covariate_high, outcome_centre, outcome_scale)
         self.units = UnitFeatures(covariate_dim, self.smoothness, *scaling)
         mean_sd, log_variance_sd = self.units.prior_sds(self.smoothness, mean_scale, log_variance_scale)

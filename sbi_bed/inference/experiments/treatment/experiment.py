@@ -68,7 +68,7 @@ class TreatmentExperiment(SavedExperiment):
         ...     experiment.update(0.1 * age + 2.0 * float(arm))
         >>> estimate = experiment.estimate()
         >>> estimate.num_units, abs(estimate.ate - 2.0) < 3 * estimate.stderr
-        (40, True)
+        (39, True)
     """
 
     def __init__(
@@ -107,6 +107,8 @@ class TreatmentExperiment(SavedExperiment):
         )
         weights = [p for p in policy.parameters() if p.is_floating_point()] if isinstance(policy, nn.Module) else []
         self._dtype, self._device = (weights[0].dtype, weights[0].device) if weights else (torch.float64, "cpu")
+        if contextual:
+            self._dtype = torch.float64  # float32 would lose outcomes that are small beside their location
         self._register = UnitRegister(self.covariate_dim)
         self._entries: list[dict[str, Any]] = []
         self._states: list[Any] | None = None
@@ -210,7 +212,8 @@ class TreatmentExperiment(SavedExperiment):
     @property
     def log(self) -> TreatmentLog:
         """Every unit: covariates, arm, outcome, propensity, predictions; also as a table, see `TreatmentLog`."""
-        return self._register.log()
+        needs_outcomes = self._regressor is not None or self._predictor.needs_outcomes
+        return self._register.log(self._register.num_blind if needs_outcomes else 0)
 
     @property
     def history(self) -> Tensor:
@@ -219,6 +222,9 @@ class TreatmentExperiment(SavedExperiment):
 
     def estimate(self, level: float = 0.95) -> AteEstimate:
         """Effect, standard error and intervals; units that wait or are lost are allowed for (`observation.py`).
+
+        The first unit, about which nothing was known, does not enter, unless the policy was given the location of outcomes
+        (`blind_start.py`).
 
         `interval` is for one look at a time fixed beforehand; look as often as you like at `confidence_sequence`. Warns,
         once, if an arm has too few events, if it loses more outcomes than the other, or if real outcomes look binary.

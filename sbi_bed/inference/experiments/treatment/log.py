@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ....utils.files import write_atomically
 from .a2ipw import AteEstimate
+from .blind_start import start_blind
 from .effect import effect_scores, estimate_effect
 from .observation import ObservationRates, observation_rates
 
@@ -40,6 +41,7 @@ class TreatmentLog:
         delay: Number of assignments between a unit's and its outcome, (T,), of a single experiment; 0 if None.
         age: Number of assignments since a unit's, (T,). If None, no unit without outcome is waiting: all are lost.
         withdrawn: Whether a unit was withdrawn, (T,); none if None.
+        num_blind: Number of first units whose predictions rest on no outcome and no known location of outcomes.
 
     Example:
         >>> log = TreatmentLog(
@@ -64,6 +66,7 @@ class TreatmentLog:
     delay: Tensor | None = None
     age: Tensor | None = None
     withdrawn: Tensor | None = None
+    num_blind: int = 0
 
     def __len__(self) -> int:
         return self.arm.shape[-1]
@@ -73,7 +76,7 @@ class TreatmentLog:
         if self.arm.ndim < 2:
             raise IndexError("this is the log of a single experiment; read its units as columns().")
         names = ("covariates", "arm", "outcome", "propensity", "predicted", "observed")
-        return TreatmentLog(**{name: getattr(self, name)[index] for name in names})
+        return TreatmentLog(**{name: getattr(self, name)[index] for name in names}, num_blind=self.num_blind)
 
     @property
     def history(self) -> Tensor:
@@ -83,10 +86,11 @@ class TreatmentLog:
 
     @property
     def scores(self) -> Tensor:
-        """A2IPW scores of the units that enter the estimate, (..., T): all of them if every outcome is there.
+        """A2IPW scores of the units that enter the estimate, (..., number of them).
 
-        Otherwise those that are old enough, weighted by the rate at which their arm's outcomes come (`observation.py`).
-        While an arm has no outcome, only the units whose outcomes are there.
+        Where outcomes are missing, these are the units that are old enough, weighted by the rate at which their arm's
+        outcomes come (`observation.py`); while an arm has no outcome, the units whose outcomes are there. Of the first
+        `num_blind` units only those enter that have an outcome before them (`blind_start.py`).
 
         Raises:
             ValueError: If there are many experiments and outcomes are missing.
@@ -133,17 +137,20 @@ class TreatmentLog:
 
     def _entering(self) -> tuple[Tensor, ...]:
         """Arm, outcome, propensity, predictions, observed and rates of the units that enter the estimate."""
-        columns = (self.arm, self.outcome, self.propensity, self.predicted, self.observed)
-        if self.observed.all():
-            return (*columns, None)  # pyright: ignore[reportReturnType]
-        if self.arm.ndim != 1:
-            raise ValueError(
-                "scores of many experiments side by side need every outcome; take one experiment at a time."
-            )
-        found = self.observation
-        if found is None:
-            return (*(column[self.observed] for column in columns), None)  # pyright: ignore[reportReturnType]
-        return (*(column[found.included] for column in columns), found.rates[found.included])
+        predicted, enters = start_blind(self.arm, self.outcome, self.observed, self.predicted, self.num_blind)
+        rates = None
+        if not self.observed.all():
+            if self.arm.ndim != 1:
+                raise ValueError(
+                    "scores of many experiments side by side need every outcome; take one experiment at a time."
+                )
+            found = self.observation
+            enters = enters & (self.observed if found is None else found.included)
+            rates = None if found is None else found.rates[enters]
+        if not enters.any():
+            raise ValueError("an estimate needs a unit with an outcome before it: there is none yet.")
+        columns = (self.arm, self.outcome, self.propensity, predicted, self.observed)
+        return (*(column[..., enters, :] if column is predicted else column[..., enters] for column in columns), rates)  # pyright: ignore[reportReturnType]
 
     def columns(self, covariate_names: Sequence[str] | None = None) -> dict[str, list[Any]]:
         """The log of a single experiment as columns; the outcome is None where it is not yet observed.

@@ -13,7 +13,7 @@ from ....utils.checks import check_count
 
 __all__ = ["PastNuisance"]
 
-_FEWEST = 10  # units of an arm that a regressor is fitted to; the arm's mean serves before
+_FEWEST = 10  # units of an arm that a regressor is fitted to; before, its mean serves, or the other arm's
 
 
 class PastNuisance:
@@ -69,7 +69,8 @@ class PastNuisance:
         known = len(self._outcomes[arm])
         used = known - known % self.refit_every  # depends on what is known alone, so that a loaded experiment agrees
         if used < _FEWEST:
-            return np.full(len(covariates), float(np.mean(self._outcomes[arm])) if known else 0.0)
+            seen = self._outcomes[arm] or self._outcomes[1 - arm] or [0.0]
+            return np.full(len(covariates), float(np.mean(seen)))
         try:
             if self._fitted[arm] != used:
                 self._models[arm] = copy.deepcopy(self._regressor)

@@ -41,11 +41,13 @@ class UnitRegister:
 
     Attributes:
         arrivals: Units whose outcome is known, in the order in which it came.
+        num_blind: Number of units that were assigned before any outcome was known.
     """
 
     def __init__(self, covariate_dim: int):
         self.covariate_dim = covariate_dim
         self.arrivals: list[Unit] = []
+        self.num_blind = 0
         self._units: dict[int | str, Unit] = {}
         self._last: list[int | str] = []
         self._waiting: dict[int | str, None] = {}
@@ -85,6 +87,7 @@ class UnitRegister:
         """Take up units that have been assigned."""
         covariates = covariates.reshape(len(units), self.covariate_dim)
         self._num_assignments += 1
+        self.num_blind += 0 if self.arrivals else len(units)
         for row in zip(units, covariates, arm.tolist(), propensity.tolist(), predicted, strict=True):
             self._units[row[0]] = Unit(row[1], int(row[2]), row[3], row[4], self._num_assignments)
             self._waiting[row[0]] = None
@@ -141,8 +144,8 @@ class UnitRegister:
             self._units[name].withdrawn = True
             del self._waiting[name]
 
-    def log(self) -> TreatmentLog:
-        """All units, in the order of assignment."""
+    def log(self, num_blind: int) -> TreatmentLog:
+        """All units, in the order of assignment; the predictions of the first `num_blind` rest on nothing."""
         units = list(self._units.values())
 
         def column(values: list[Any]) -> Tensor:
@@ -159,6 +162,7 @@ class UnitRegister:
             delay=column([u.delay for u in units]),
             age=column([self._num_assignments - u.born for u in units]),
             withdrawn=torch.tensor([u.withdrawn for u in units], dtype=torch.bool),
+            num_blind=num_blind,
         )
 
 
