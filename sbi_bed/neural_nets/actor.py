@@ -27,6 +27,7 @@ from ..simulators.actors.cost_checks import check_cost
 from ..simulators.actors.optimal_actions import as_belief, check_pair
 from ..simulators.actors.perception import Belief, Perception
 from ..simulators.actors.reaching import ReachingPerception
+from ..utils.as_numbers import as_numbers
 from ..utils.checks import check_count
 from ..utils.files import load_file, rebuilding, save_file
 from ..utils.warn_user import warn_user
@@ -209,24 +210,26 @@ class NeuralActor(nn.Module):
             **values: Numbers, arrays or tensors of any shape.
 
         Raises:
-            ValueError: If one is outside and that is to raise, one is NaN, `outside` is neither, or a name unknown.
+            TypeError: If one is not numbers.
+            ValueError: If one is outside and that is to raise, one is not finite, `outside` is neither, or a name unknown.
         """
         outside = self.outside if outside is None else outside
         if outside not in ("raise", "warn"):
             raise ValueError(f"outside must be 'raise' or 'warn', got {outside!r}.")
-        found, is_nan = [], False
+        found, all_finite = [], True
         for name, value in values.items():
             if name not in (*self.training_box, "measurement"):
                 raise ValueError(f"there is no parameter {name!r}, only {', '.join(self.training_box)}.")
-            value = torch.as_tensor(value)
+            value = as_numbers(value, name)
             low, high = self._range_of(name)
             if not value.numel():
                 continue
             least, most = (float(bound) for bound in value.double().aminmax())
             slack = _TOLERANCE * (high - low if math.isfinite(high - low) else 0.0)
-            is_nan = is_nan or math.isnan(most)
-            if not (least >= low - slack and most <= high + slack):
-                worst = most if not most <= high + slack else least
+            finite = math.isfinite(least) and math.isfinite(most)
+            all_finite = all_finite and finite
+            if not (finite and least >= low - slack and most <= high + slack):
+                worst = least if math.isfinite(most) and most <= high + slack else most
                 found.append(
                     f"{name} = {worst:.6g} is outside the range that this actor was trained in, {low:.6g} to {high:.6g}"
                 )
@@ -236,7 +239,7 @@ class NeuralActor(nn.Module):
             f"{'; '.join(found)}. Actions there are not reliable: use the units of the training, narrow the prior, or train "
             "an actor with wider ranges (of the perception, or of the cost's priors)."
         )
-        if outside == "raise" or is_nan:
+        if outside == "raise" or not all_finite:
             raise ValueError(message)
         warn_user(message, RuntimeWarning)
 

@@ -127,7 +127,8 @@ class DesignSimulator:
         """
         if self._initial_state is None:
             return self.step(theta, design)[0]
-        theta = theta.expand(*self._check(theta, design), -1)  # designs of one theta do not share a state either
+        theta, design, batch_shape = self._check(theta, design)
+        theta = theta.expand(*batch_shape, -1)  # designs of one theta do not share a state either
         return self.step(theta, design, self.start(theta))[0]
 
     def start(self, theta: Tensor) -> Tensor | None:
@@ -138,7 +139,7 @@ class DesignSimulator:
         """
         if self._initial_state is None:
             return None
-        self._check_theta(theta)
+        theta = self._check_theta(theta)
         state = self._initial_state(theta)
         if not isinstance(state, Tensor):
             raise TypeError(f"initial_state must return a tensor, got {type(state).__name__}.")
@@ -161,8 +162,7 @@ class DesignSimulator:
             ValueError: If the last dimensions are not P and D, a state is missing or not wanted, or the simulator
                 returns another shape.
         """
-        batch_shape = self._check(theta, design)
-        design = _at_least(design, theta)
+        theta, design, batch_shape = self._check(theta, design)
         if self._initial_state is None:
             if state is not None:
                 raise ValueError("this simulator has no hidden state, but one was given.")
@@ -194,11 +194,12 @@ class DesignSimulator:
         """
         if self._log_likelihood is None:
             raise ValueError("this simulator has no likelihood; give log_likelihood= when it is built.")
-        batch_shape = self._check(theta, design)
+        theta, design, batch_shape = self._check(theta, design)
+        outcome = _numbers(outcome, "outcome")
         if outcome.shape[-1:] != self.outcome_shape:
             raise ValueError(f"outcome must have shape (..., {self.outcome_dim}), got {tuple(outcome.shape)}.")
         batch_shape = _broadcast(batch_shape, outcome.shape[:-1], "theta and design", "outcome")
-        value = self._log_likelihood(theta, _at_least(design, theta), outcome)
+        value = self._log_likelihood(theta, design, outcome)
         if not isinstance(value, Tensor):
             raise TypeError(f"log_likelihood must return a tensor, got {type(value).__name__}.")
         if value.shape != batch_shape:
@@ -250,15 +251,19 @@ class DesignSimulator:
             initial_state=self._initial_state,
         )
 
-    def _check_theta(self, theta: Tensor) -> None:
+    def _check_theta(self, theta: Any) -> Tensor:
+        theta = _numbers(theta, "theta")
         if theta.shape[-1:] != (self.theta_dim,):
             raise ValueError(f"theta must have shape (..., {self.theta_dim}), got {tuple(theta.shape)}.")
+        return theta
 
-    def _check(self, theta: Tensor, design: Tensor) -> torch.Size:
-        self._check_theta(theta)
+    def _check(self, theta: Any, design: Any) -> tuple[Tensor, Tensor, torch.Size]:
+        """Theta, designs in its precision or in their own if that is higher, and the leading dimensions of both."""
+        theta, design = self._check_theta(theta), _numbers(design, "design")
         if design.shape[-1:] != (self.design_dim,):
             raise ValueError(f"design must have shape (..., {self.design_dim}), got {tuple(design.shape)}.")
-        return _broadcast(theta.shape[:-1], design.shape[:-1], "theta", "design")
+        batch_shape = _broadcast(theta.shape[:-1], design.shape[:-1], "theta", "design")
+        return theta, design.to(torch.promote_types(design.dtype, theta.dtype)), batch_shape
 
 
 def _check_callables(simulate: Any, log_likelihood: Any, log_discrete: Any, initial_state: Any) -> None:
@@ -276,9 +281,9 @@ def _check_callables(simulate: Any, log_likelihood: Any, log_discrete: Any, init
         )
 
 
-def _at_least(design: Tensor, theta: Tensor) -> Tensor:
-    """Designs in the precision of theta, or in their own if that is higher."""
-    return design.to(torch.promote_types(design.dtype, theta.dtype))
+def _numbers(value: Any, name: str) -> Tensor:
+    """Numbers of a list or an array as a finite tensor. A tensor stays as it is: training does not wait for a look at it."""
+    return value if isinstance(value, Tensor) else as_finite_tensor(value, name)
 
 
 def _check_draws(prior: Any) -> Tensor:

@@ -24,7 +24,7 @@ from ...utils.packing.sizes import watch_sizes
 from ...utils.sbi_warnings import without_sbi_notes
 from ...utils.seeding import seeded
 from .model_posterior import ModelPosterior, describe_model_posterior, restore_model_posterior
-from .model_probabilities import ModelProbabilities, warn_of_losing_models
+from .model_probabilities import ModelProbabilities, check_models, warn_of_losing_models
 
 __all__ = ["DeepEnsemblePosterior", "prior_of"]
 
@@ -130,9 +130,7 @@ class DeepEnsemblePosterior:
         """The members' mean of log p(x | M_i) − log p(x | M_j), (B,), nats; errors and warnings as for a member."""
         self._check_over_models("log_bayes_factor")
         num_models = self.members[0].num_models
-        for index in (i, j):
-            if not 0 <= index < num_models:
-                raise ValueError(f"models are numbered from 0 to {num_models - 1}, got {index}.")
+        check_models(num_models, i=i, j=j)
         with watch_sizes():
             evidences = torch.stack([member.log_evidences(x) for member in self.members])
         evidences = torch.einsum("m,m...->...", self.weights.to(evidences), evidences)

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from ...simulators.models.model_family import as_log_prior
+from ...utils.checks import check_count
 from ...utils.warn_user import warn_user
 
-__all__ = ["ModelProbabilities", "losing_models", "warn_of_losing_models"]
+__all__ = ["ModelProbabilities", "check_models", "losing_models", "warn_of_losing_models"]
 
 
 _LOSING = 1e-3  # probability below which a classifier has seen too few simulations of a model near x
@@ -70,15 +71,14 @@ class ModelProbabilities:
         """log p(x | M_i) − log p(x | M_j), (B,), nats; no prior enters.
 
         Raises:
+            TypeError: If i or j is not a whole number.
             ValueError: If i or j is no index of a model.
 
         Warns:
             RuntimeWarning: Of a classifier, where both models have less than 0.001 of the probability: then the number is a
                 guess, and `PosteriorEvidence` is the route to take.
         """
-        for index in (i, j):
-            if not 0 <= index < self.num_models:
-                raise ValueError(f"models are numbered from 0 to {self.num_models - 1}, got {index}.")
+        check_models(self.num_models, i=i, j=j)
         evidences = self.log_evidences(x)
         if self.from_classifier:
             warn_of_losing_models(evidences, i, j)
@@ -87,6 +87,13 @@ class ModelProbabilities:
     def sample(self, sample_shape: Any, x: Tensor, model_prior: Any = None) -> Tensor:
         """Indices of models drawn from p(M | x), (*sample_shape, B), by torch's global generator."""
         return torch.distributions.Categorical(logits=self.log_probs(x, model_prior)).sample(torch.Size(sample_shape))
+
+
+def check_models(num_models: int, **indices: Any) -> None:
+    """Check indices of models; a `TypeError` or `ValueError` that names the argument otherwise."""
+    for name, index in indices.items():
+        if check_count(index, name, 0) >= num_models:
+            raise ValueError(f"models are numbered from 0 to {num_models - 1}, got {name} = {index}.")
 
 
 def losing_models(log_probs: Tensor) -> Tensor:

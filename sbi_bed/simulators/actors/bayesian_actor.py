@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, HalfNormal, Uniform, constraints
 
+from ...utils.as_numbers import as_numbers
 from ...utils.checks import check_count
 from ...utils.quasi_random import quasi_random_draws
 from ...utils.warn_user import warn_user
@@ -352,8 +353,9 @@ def _check_fixed(
     for name, value in fixed.items():
         if name not in names:
             raise ValueError(f"fixed has {name!r}, but the parameters of this actor are {names}.")
-        if not math.isfinite(float(value)) or (name in _NOISES and not value > 0):
-            raise ValueError(f"fixed values must be finite, and noises positive, got {name} = {value}.")
+        number = as_numbers(value, f"fixed {name}")
+        if number.numel() != 1 or not number.isfinite().all() or (name in _NOISES and not number > 0):
+            raise ValueError(f"fixed values must be finite numbers, and noises positive, got {name} = {value}.")
     if noise_range is not None and "sigma" in fixed:
         raise ValueError("sigma is set by the experiment (noise_range=) and cannot be fixed as well.")
     return {name: float(value) for name, value in fixed.items()}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...utils.as_numbers import as_numbers
 from .cost import ActorCost, check_names
 from .cost_checks import check_cost
 from .minimise import minimise_expected_cost
@@ -101,14 +102,14 @@ def optimal_action(
         >>> optimal_action(AbsoluteCost(), LogNormalPerception(), torch.tensor([1.0, 4.0]), mu_0=1.0, **noises)
         tensor([0.9900, 1.9801])
     """
-    measurement = torch.as_tensor(measurement)
+    measurement = as_numbers(measurement, "measurement")
     belief, sigma_r, parameters = as_belief(
         cost, perception, measurement, sigma, sigma_0, mu_0, sigma_r, cost_parameters, torch.float64
     )
     action = cost.closed_form(perception, belief, sigma_r, **parameters)
     if action is None:
         action = minimise_expected_cost(cost, perception, belief, sigma_r, parameters)
-    return action.to(measurement.dtype if measurement.is_floating_point() else torch.get_default_dtype())
+    return action.to(measurement.dtype)
 
 
 def as_belief(
@@ -125,12 +126,13 @@ def as_belief(
     """Belief, σ_r and the cost's parameters, checked, in one precision."""
     cost.check_parameters(cost_parameters)
     measurement = measurement.to(dtype)
-    spreads = [as_parameter(value, measurement).to(dtype) for value in (sigma, sigma_0, sigma_r)]
-    for name, value in zip(("sigma", "sigma_0", "sigma_r"), spreads, strict=True):
+    named = {"sigma": sigma, "sigma_0": sigma_0, "sigma_r": sigma_r}
+    spreads = [as_parameter(value, measurement, name).to(dtype) for name, value in named.items()]
+    for name, value in zip(named, spreads, strict=True):
         if value.numel() and not bool((value > 0).all()):
             raise ValueError(f"{name} must be positive, got {value[~(value > 0)].flatten()[0].item():.6g}.")
-    mu_0 = as_parameter(mu_0, measurement).to(dtype)
-    parameters = {name: as_parameter(value, measurement).to(dtype) for name, value in cost_parameters.items()}
+    mu_0 = as_parameter(mu_0, measurement, "mu_0").to(dtype)
+    parameters = {name: as_parameter(value, measurement, name).to(dtype) for name, value in cost_parameters.items()}
     return perception.belief(measurement, spreads[0], spreads[1], mu_0), spreads[2], parameters
 
 

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.distributions import VonMises
 
+from ...utils.as_numbers import as_numbers
+
 __all__ = ["Belief", "CircularPerception", "LogNormalPerception", "NormalPerception", "Perception"]
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
@@ -350,9 +352,9 @@ class CircularPerception(Perception):
         return (num_spreads * spread).clamp_max(math.pi)
 
 
-def as_parameter(value: Any, like: Tensor) -> Tensor:
+def as_parameter(value: Any, like: Tensor, name: str = "a parameter") -> Tensor:
     """A parameter as a tensor, of the dtype and device of `like` if it was a number."""
     if isinstance(value, Tensor):
         return value
     dtype = like.dtype if isinstance(like, Tensor) and like.is_floating_point() else torch.get_default_dtype()
-    return torch.as_tensor(value, dtype=dtype)
+    return as_numbers(value, name, dtype=dtype)

@@ -208,8 +208,8 @@ def test_discrete_outcomes():
         ({"prior": "normal"}, TypeError, "prior must be a distribution, draws"),
         ({"prior": torch.zeros(0, 1)}, ValueError, r"draws of theta must have shape \(N, P\)"),
         ({"prior": torch.zeros(9, 2)}, ValueError, r"theta must have shape \(..., 1\)"),
-        ({"max_gap": -1.0}, ValueError, "max_gap must not be negative"),
-        ({"max_gap": float("nan")}, ValueError, "max_gap must not be negative"),
+        ({"max_gap": -1.0}, ValueError, "max_gap must be positive"),
+        ({"max_gap": float("nan")}, ValueError, "max_gap must be positive"),
     ],
 )
 def test_wrong_arguments_are_refused(changes, error, message):

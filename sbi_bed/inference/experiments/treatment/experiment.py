@@ -32,6 +32,8 @@ from .units import Unit, UnitRegister
 
 __all__ = ["TreatmentExperiment"]
 
+_LARGEST = 1e60  # of an outcome: its fourth power must fit into float64
+
 
 class TreatmentExperiment(SavedExperiment):
     """Assigns units to arms 0 and 1 under a policy, and estimates the average treatment effect.
@@ -167,6 +169,8 @@ class TreatmentExperiment(SavedExperiment):
         values = as_finite_tensor(outcome, "outcome", dtype=torch.float64).detach().cpu()
         if values.ndim > 1 or len(values) != len(units):
             raise ValueError(f"outcome must have one number for each of {len(units)} units, got {tuple(values.shape)}.")
+        if (values.abs() > _LARGEST).any():
+            raise ValueError(f"outcome must be within ± {_LARGEST:g}, got {values.tolist()}: give it in larger units.")
         self._register.check_arms(units, arm)
         self._check_space(values)
         self._write({"event": "outcome", "units": units, "outcome": values.tolist()})

@@ -373,7 +373,7 @@ def test_errors_of_the_posterior(gaussians):
         gaussians.probs(torch.zeros(4, 3))
     with pytest.raises(ValueError, match=r"x must be finite, got inf at index \(0, 1\)"):
         gaussians.probs(torch.tensor([[0.0, math.inf]]))
-    with pytest.raises(ValueError, match="models are numbered from 0 to 2, got 3"):
+    with pytest.raises(ValueError, match="models are numbered from 0 to 2, got j = 3"):
         gaussians.log_bayes_factor(torch.zeros(1, 2), 0, 3)
     with pytest.raises(ValueError, match="model_prior must be 3 positive weights"):
         gaussians.probs(torch.zeros(1, 2), model_prior=[1, 1])
