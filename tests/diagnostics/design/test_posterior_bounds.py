@@ -37,6 +37,7 @@ def test_a_gain_of_twelve_nats_that_prior_draws_cannot_reach():
     assert brute.lower < exact - 3 and brute.upper > exact + 3
     gain = expected_information_gain(simulator, policy, *arguments, seed=1, proposal="posterior", num_particles=512)
     assert gain.lower <= gain.upper < gain.lower + 0.01
+    # The chance of 400 histories, which the next comparison takes out; see "Test" in CONTRIBUTING for 4.5.
     assert gain.lower - 4.5 * gain.lower_stderr <= exact <= gain.upper + 4.5 * gain.upper_stderr
     # History by history, where only the proposal's noise is left: float32 residuals of size θ / σ.
     samples = exact_samples(simulator, policy, 4, 400, 1)

@@ -38,7 +38,8 @@ def test_distance_grows_with_the_power_and_is_null_at_the_baseline():
     found = prior_sensitivity(Exact(), X, GRID, num_samples=600, seed=1)
     far, near, none, narrow = found.root_mmd.tolist()
     assert far > near and narrow > near and min(far, narrow) > found.null_upper
-    assert found.p_value[0] < 0.02 and found.p_value[3] < 0.02 and none < 2 * found.null_upper
+    assert found.p_value[0] < 0.02 and found.p_value[3] < 0.02
+    assert none < 2 * found.null_upper  # its p-value is uniform: below .02 with one seed in 50
     assert found.null.shape == (100,)
     again = prior_sensitivity(Exact(), X, GRID, num_samples=600, seed=1)
     assert torch.equal(again.root_mmd, found.root_mmd)

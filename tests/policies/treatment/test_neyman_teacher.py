@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
@@ -63,20 +64,28 @@ def test_with_known_noise_beliefs_are_those_of_a_bayesian_regression():
 
 @pytest.mark.parametrize("num", [6, 60])
 def test_evidence_is_near_the_integral_over_the_noise(num):
-    """Without covariates what is left is one integral for each arm; Laplace's error falls as 1/n."""
-    history, teacher = some_units(num, 0, seed=1), NeymanTeacher(0, log_variance_scale=1.5, mean_scale=1.0, **UNIT)
-    total = 0.0
-    for arm in (0, 1):
-        y = history[history[:, 0] == arm, 1].numpy()
+    """Without covariates what is left is one integral for each arm; Laplace's error falls as 1/n.
 
-        def integrand(v, y=y):
+    It depends on how far the variance is from the prior's: of 60 histories each of 6, 20, 60 and 200 units, n times the
+    error was 1.4 to 1.5 in the mean, with sd 1.2, and at most 4.2: the threshold is 4.5 standard errors of 60 above.
+    """
+    teacher = NeymanTeacher(0, log_variance_scale=1.5, mean_scale=1.0, **UNIT)
+
+    def log_integral(y):
+        def integrand(v):
             n, s2 = len(y), math.exp(v)
             quadratic = (y @ y - y.sum() ** 2 / (n + s2)) / s2
             log_density = -0.5 * (n * math.log(2 * math.pi * s2) + math.log1p(n / s2) + quadratic)
             return math.exp(log_density) * stats.norm.pdf(v, scale=1.5)
 
-        total += math.log(integrate.quad(integrand, -8, 8, epsabs=0)[0])
-    assert float(teacher.log_evidence(history)) == pytest.approx(total, abs=3.0 / num + 0.01)
+        return math.log(integrate.quad(integrand, -8, 8, epsabs=0)[0])
+
+    errors = []
+    for seed in range(60):
+        history = some_units(num, 0, seed=seed)
+        exact = sum(log_integral(history[history[:, 0] == arm, 1].numpy()) for arm in (0, 1))
+        errors.append(num * abs(float(teacher.log_evidence(history)) - exact))
+    assert np.mean(errors) < 2.2
 
 
 def test_evidence_and_predictions_follow_the_units_of_outcome_and_covariates():

