@@ -52,7 +52,7 @@ def test_evidence_is_the_integral_over_a_dense_normal(model_index):
     ],
 )
 def test_the_quadrature_has_converged(sizes, num_nodes):
-    """With 80 nodes, but for few values that are close within groups: of 3,800 such sets 2 % were off by more, up to 9e-6."""
+    """With 80 nodes, but for few values, close within groups: of 3,800 such sets 2 % were further off, up to 9e-6."""
     fine = NestedNormal(*sizes, num_nodes=200)
     x = torch.cat([model(10) for model in fine.models])
     for model_index in (0, 1):
