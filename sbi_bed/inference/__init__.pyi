@@ -15,6 +15,7 @@ from .trainers.actors.actor import ActorTrainer
 from .trainers.actors.perception import PerceptionTrainer
 from .trainers.by_steps import StepTrainer
 from .trainers.design.dad import DAD
+from .trainers.design.history_npe import HistoryNPE
 from .trainers.design.refinement import Refinement, refine_policy
 from .trainers.ensemble import train_ensemble
 from .trainers.models.model_comparison import ModelComparison
@@ -34,6 +35,7 @@ __all__ = [
     "ContextPosterior",
     "DeepEnsemblePosterior",
     "Evidence",
+    "HistoryNPE",
     "ImitationTrainer",
     "ModelComparison",
     "ModelPosterior",

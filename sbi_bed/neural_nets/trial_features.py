@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..simulators.base import DesignSimulator
+from ..simulators.base import DesignSimulator, free_outcome
 from ..utils.seeding import seeded
 
 __all__ = ["TrialFeatures", "mlp"]
@@ -30,7 +30,7 @@ class TrialFeatures(nn.Module):
         super().__init__()
         self.design_dim, self.outcome_dim = simulator.design_dim, simulator.outcome_dim
         self._design_space = simulator.design_space
-        self._standardize_outcome = simulator.standardize_outcome
+        self._outcome_space = simulator.outcome_space  # not the simulator: its functions need not be picklable
         with seeded(0), torch.no_grad():
             designs = simulator.design_space.sample((num_pilot,))
             raw = simulator(simulator.prior.sample((num_pilot,)), designs)
@@ -43,7 +43,7 @@ class TrialFeatures(nn.Module):
 
     def forward(self, design: Tensor, outcome: Tensor) -> Tensor:
         """Features (..., D + O), in the net's own precision, whatever that of the trial."""
-        read = (self._standardize_outcome(outcome).to(self.outcome_sd) - self.outcome_mean) / self.outcome_sd
+        read = (free_outcome(self._outcome_space, outcome).to(self.outcome_sd) - self.outcome_mean) / self.outcome_sd
         return torch.cat([self._design_space.standardize(design).to(read), read], dim=-1)
 
     def of_history(self, history: Tensor) -> tuple[Tensor, Tensor]:

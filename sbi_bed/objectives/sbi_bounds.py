@@ -27,6 +27,7 @@ from torch import Tensor
 from ..neural_nets.embedding_nets.history import HistoryEmbedding
 from ..neural_nets.trial_features import TrialFeatures
 from ..simulators.base import DesignSimulator, prior_log_prob
+from ..simulators.sbi_prior import SBIPrior
 from ..utils.checks import check_choice, check_count
 from ..utils.history import split_history
 from ..utils.seeding import seeded
@@ -57,6 +58,9 @@ class PosteriorBound(NeuralBound):
         prior: The simulator's prior.
         estimator: sbi's density estimator q(θ | h).
 
+    Raises:
+        ValueError: If theta is discrete in part: it has no density.
+
     Example:
         >>> from sbi_bed.policies import RandomPolicy
         >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
@@ -77,12 +81,12 @@ class PosteriorBound(NeuralBound):
         max_design_gradient: float | None = None,
         **options: Any,
     ):
-        from sbi.neural_nets import posterior_nn  # importing sbi takes seconds
+        from ..neural_nets.posterior_net import posterior_net  # importing sbi takes seconds
 
         super().__init__(fitting_steps, max_design_gradient)
         self.horizon, self.prior = check_count(horizon, "horizon"), simulator.prior
         embedding_net = HistoryEmbedding(simulator) if embedding_net is None else embedding_net
-        build = posterior_nn(model, embedding_net=embedding_net, z_score_x="none", **options)
+        build = posterior_net(simulator.prior, model, embedding_net, **options)
         x = torch.zeros(2000, self.horizon, simulator.design_dim + simulator.outcome_dim + 1)
         self.estimator = build(_pilot(simulator), x)
 
@@ -96,7 +100,7 @@ class PosteriorBound(NeuralBound):
         """The estimator as sbi's posterior, for histories packed to the horizon."""
         from sbi.inference.posteriors import DirectPosterior
 
-        return DirectPosterior(self.estimator.eval(), self.prior)
+        return DirectPosterior(self.estimator.eval(), SBIPrior(self.prior))
 
 
 class _ContrastiveBound(NeuralBound):

@@ -229,13 +229,7 @@ class DesignSimulator:
 
     def standardize_outcome(self, outcome: Tensor) -> Tensor:
         """Outcomes (..., O) in unconstrained coordinates, as nets read them (not yet centred or scaled)."""
-        space: Any = self.outcome_space
-        while isinstance(space, constraints.independent):
-            space = space.base_constraint
-        # By type: a copied or unpickled constraint is not the original object.
-        if self.discrete or isinstance(space, type(constraints.real)):
-            return outcome
-        return biject_to(self.outcome_space).inv(outcome).clamp(-30.0, 30.0)
+        return free_outcome(self.outcome_space, outcome)
 
     def with_prior(self, prior: Distribution) -> DesignSimulator:
         """The same experiment under another prior."""
@@ -346,6 +340,16 @@ def _broadcast(shape: torch.Size, other: torch.Size, name: str, other_name: str)
         raise ValueError(
             f"leading dimensions of {name} {tuple(shape)} and {other_name} {tuple(other)} do not broadcast."
         ) from err
+
+
+def free_outcome(space: Any, outcome: Tensor) -> Tensor:
+    """Outcomes (..., O) of an outcome space in unconstrained coordinates; discrete ones as they are."""
+    while isinstance(space, constraints.independent):
+        space = space.base_constraint
+    # By type: a copied or unpickled constraint is not the original object.
+    if space.is_discrete or isinstance(space, type(constraints.real)):
+        return outcome
+    return biject_to(space).inv(outcome).clamp(-30.0, 30.0)
 
 
 def prior_log_prob(prior: Any, theta: Tensor) -> Tensor:

@@ -24,12 +24,15 @@ from torch.distributions import Distribution
 
 from ..._compat import forget_leakage
 from ...neural_nets.embedding_nets.context import ContextEmbedding
+from ...neural_nets.posterior_net import posterior_net
+from ...simulators.sbi_prior import SBIPrior
 from ...simulators.sensitivity.contexts import Contexts, prior_of_context
 from ...simulators.sensitivity.power_scaled_prior import PowerScaledPrior
 from ...utils.checks import as_finite_tensor
 from ...utils.files import load_file, rebuilding, save_file
 from ...utils.packing.contexts import pack_context
 from ...utils.packing.sizes import watch_sizes
+from ...utils.transforms import inside_support
 
 __all__ = ["ContextPosterior", "build_context_estimator"]
 
@@ -98,7 +101,7 @@ class ContextPosterior:
         if context.ndim != 1:
             raise ValueError(f"condition_on takes one context (C,), got {tuple(context.shape)}.")
         estimator = _EstimatorInContext(copy.deepcopy(self.estimator), context, self.event_shape)
-        posterior = _PosteriorInContext(estimator.eval(), prior_of_context(self.prior, context))
+        posterior = _PosteriorInContext(estimator.eval(), SBIPrior(prior_of_context(self.prior, context)))
         return posterior if self.default_x is None else posterior.set_default_x(self.default_x)  # pyright: ignore
 
     def sample(
@@ -261,8 +264,8 @@ class ContextPosterior:
     def _within_support(self, theta: Tensor, context: Tensor) -> Tensor:
         """Whether theta (n, B, P) is inside the support of the prior in each context (B, C), (n, B)."""
         prior = prior_of_context(self.prior, context)
-        if len(context) == 1 and not prior.batch_shape:
-            return within_support(prior, theta.squeeze(1)).unsqueeze(1)
+        if not prior.batch_shape:
+            return inside_support(prior, theta.flatten(0, -2)).reshape(theta.shape[:-1])
         return within_support(prior, theta)
 
     @staticmethod
@@ -351,8 +354,8 @@ def build_context_estimator(
     """
     from sbi.neural_nets import posterior_nn
 
+    fixed = prior.prior if isinstance(prior, PowerScaledPrior) else prior
     if settings.get("z_score_theta") == "transform_to_unconstrained":
-        fixed = prior.prior if isinstance(prior, PowerScaledPrior) else prior
         if not isinstance(fixed, Distribution):
             raise ValueError(
                 'z_score_theta="transform_to_unconstrained" needs a support that is the same in all contexts: a '
@@ -360,6 +363,8 @@ def build_context_estimator(
             )
         settings = {**settings, "x_dist": fixed}
     try:
+        if isinstance(fixed, Distribution):
+            return posterior_net(fixed, model, embedding, **settings)(theta, x)
         build: Any = posterior_nn(model=model, embedding_net=embedding, z_score_x="none", **settings)  # pyright: ignore
         return build(theta, x)
     except NotImplementedError as err:

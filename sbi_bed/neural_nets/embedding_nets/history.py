@@ -63,7 +63,7 @@ class HistoryEmbedding(nn.Module):
         >>> HistoryEmbedding(simulator)(x).shape
         torch.Size([3, 32])
 
-        In sbi::
+        In sbi, for priors that sbi takes (`HistoryNPE` is the same for all of a `DesignSimulator`)::
 
             build = posterior_nn("zuko_nsf", embedding_net=HistoryEmbedding(simulator), z_score_x="none")
             theta, x = simulate_for_sbi(experiment, simulator.prior, 50_000, simulation_batch_size=None)

@@ -18,14 +18,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from ....neural_nets.embedding_nets.context import ContextEmbedding
 from ....neural_nets.embedding_nets.hierarchical import HierarchicalEmbedding
 from ....neural_nets.first_weights import redraw_first_weights
+from ....simulators.sbi_prior import SBIPrior
 from ....simulators.sensitivity.contexts import Contexts, LogUniform, UniformRange, prior_of_context
 from ....simulators.sensitivity.power_scaled_prior import PowerScaledPrior
 from ....utils.checks import as_finite_tensor
 from ....utils.packing.contexts import pack_context
+from ....utils.transforms import to_unconstrained
 from ...posteriors.context_posterior import ContextPosterior, build_context_estimator
 from ..by_epochs import EpochSettings, EpochTrainer
 
@@ -69,6 +72,7 @@ class ContextNPE(EpochTrainer):
 
     Raises:
         TypeError: If `prior`, `embedding_net` or `contexts` is of another kind, or a setting is none.
+        ValueError: If theta is discrete in part: a net has no density for it.
 
     Example:
         >>> from torch.distributions import MultivariateNormal
@@ -100,6 +104,9 @@ class ContextNPE(EpochTrainer):
             raise TypeError(
                 f"prior must be a PowerScaledPrior or another prior with condition(context), got {prior!r}."
             )
+        if not hasattr(prior, "condition"):
+            prior = prior if isinstance(prior, Distribution) else SBIPrior(prior)
+            to_unconstrained(prior)
         if embedding_net is not None and not isinstance(embedding_net, nn.Module):
             raise TypeError(f"embedding_net must be a torch module, got {embedding_net!r}.")
         if contexts is not None and not isinstance(contexts, Contexts):
