@@ -18,17 +18,9 @@ from types import SimpleNamespace
 import optional_examples
 import pytest
 
-TRAIN = {
-    "DAD",
-    "ContextDAD",
-    "ModelComparison",
-    "ContextNPE",
-    "HistoryNPE",
-    "ActorTrainer",
-    "PerceptionTrainer",
-    "ImitationTrainer",
-}
-TRAIN |= {"StepTrainer", "EpochTrainer", "StepDAD", "refine_policy", "step_dad_information_gain", "train_ensemble"}
+TRAIN = {"DAD", "ContextDAD", "ModelComparison", "ContextNPE", "HistoryNPE", "ActorTrainer", "PerceptionTrainer"}
+TRAIN |= {"ImitationTrainer", "StepTrainer", "EpochTrainer", "StepDAD", "refine_policy", "step_dad_information_gain"}
+TRAIN |= {"train_ensemble"}
 ROOMS = ("analysis", "diagnostics", "inference", "neural_nets", "objectives", "policies", "simulators", "utils")
 
 

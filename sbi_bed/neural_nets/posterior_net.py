@@ -52,7 +52,7 @@ def posterior_net(prior: Any, model: str, embedding_net: nn.Module, **options: A
     return lambda theta, x: _OnSimplex(build(_free(transform, theta), x), transform)
 
 
-def _free(transform: UnconstrainedTransform, theta: Tensor) -> Tensor:
+def _free(transform: Any, theta: Tensor) -> Tensor:
     return torch.nan_to_num(rowwise(transform, theta), nan=0.0, posinf=_FURTHEST, neginf=-_FURTHEST)
 
 

@@ -27,22 +27,28 @@ def with_lapses(simulator: DesignSimulator, share: float = 1e-3, num_draws: int 
         share: s.
         num_draws: Number of draws θ', by a fixed seed.
     """
-    with seeded(0):
-        draws = simulator.prior.sample((num_draws,))
-
-    def log_likelihood(theta: Tensor, design: Tensor, outcome: Tensor) -> Tensor:
-        lead = torch.broadcast_shapes(design.shape[:-1], outcome.shape[:-1])
-        others = draws.to(theta).reshape(num_draws, *[1] * len(lead), -1)
-        top = simulator.log_likelihood(others, design, outcome).amax(0)
-        top = torch.where(torch.isneginf(top), 0.0, top)
-        strict = simulator.log_likelihood(theta, design, outcome)
-        return torch.logaddexp(strict + math.log1p(-share), top + math.log(share))
-
     return DesignSimulator(
         simulator.prior,
         simulator.simulate,
         simulator.design_space,
-        log_likelihood,
+        _WithLapses(simulator, share, num_draws),
         simulator.outcome_shape,
         outcome_space=simulator.outcome_space,
     )
+
+
+class _WithLapses:
+    """log p̃(y | θ, ξ); a class, so that what holds it can be pickled."""
+
+    def __init__(self, simulator: DesignSimulator, share: float, num_draws: int):
+        self.simulator, self.share = simulator, share
+        with seeded(0):
+            self.draws = simulator.prior.sample((num_draws,))
+
+    def __call__(self, theta: Tensor, design: Tensor, outcome: Tensor) -> Tensor:
+        lead = torch.broadcast_shapes(design.shape[:-1], outcome.shape[:-1])
+        others = self.draws.to(theta).reshape(len(self.draws), *[1] * len(lead), -1)
+        top = self.simulator.log_likelihood(others, design, outcome).amax(0)
+        top = torch.where(torch.isneginf(top), 0.0, top)
+        strict = self.simulator.log_likelihood(theta, design, outcome)
+        return torch.logaddexp(strict + math.log1p(-self.share), top + math.log(self.share))

@@ -40,15 +40,17 @@ class HistoryNPE(NPE):
         ValueError: If theta is discrete in part: `likelihood_posterior` samples it.
 
     Example:
+        >>> import torch
         >>> from torch.distributions import Dirichlet
         >>> from sbi_bed.policies import RandomPolicy
-        >>> from sbi_bed.simulators import PolicySimulator
+        >>> from sbi_bed.simulators import DesignSimulator, PolicySimulator
         >>> simulator = DesignSimulator(
         ...     Dirichlet(torch.ones(3)),
-        ...     lambda theta, design: (theta * design).sum(-1, keepdim=True) + 0.1 * torch.randn(*design.shape[:-1], 1),
-        ...     torch.eye(3),
+        ...     lambda theta, design: theta.square() + 0.1 * torch.randn_like(theta + design),
+        ...     torch.zeros(1, 1),
+        ...     outcome_shape=(3,),
         ... )
-        >>> experiment = PolicySimulator(simulator, RandomPolicy(simulator), horizon=3)
+        >>> experiment = PolicySimulator(simulator, RandomPolicy(simulator), horizon=1)
         >>> theta = simulator.prior.sample((200,))
         >>> x = experiment(theta)
         >>> trainer = HistoryNPE(simulator, show_progress_bars=False).append_simulations(theta, x)
@@ -69,9 +71,10 @@ class HistoryNPE(NPE):
         **estimator_settings: Any,
     ):
         embedding_net = HistoryEmbedding(simulator) if embedding_net is None else embedding_net
+        build: Any = posterior_net(simulator.prior, density_estimator, embedding_net, **estimator_settings)
         super().__init__(
             prior=SBIPrior(simulator.prior),
-            density_estimator=posterior_net(simulator.prior, density_estimator, embedding_net, **estimator_settings),
+            density_estimator=build,
             device=device,
             tracker=NoTracker() if tracker is None else tracker,
             show_progress_bars=show_progress_bars,
