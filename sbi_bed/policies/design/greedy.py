@@ -7,23 +7,18 @@ choice where questions come from a short list and outcomes are few.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ...simulators.base import DesignSimulator, parameter_indices, prior_log_prob
+from ...simulators.base import DesignSimulator, parameter_indices
 from ...simulators.design_space import DesignSpace
-from ...simulators.lapses import with_lapses
 from ...utils.checks import as_finite_tensor, check_count
 from ...utils.quasi_random import quasi_random_draws
 from ...utils.seeding import seeded
-from ...utils.smc import ImpossibleOutcomeError, ParticleBelief, assimilate
-from ...utils.transforms import to_unconstrained
-from ...utils.warn_user import warn_user
 from ..base import Policy
 from .design_search import best_design, starting_designs
 from .one_step_gain import (
@@ -35,32 +30,12 @@ from .one_step_gain import (
     predictive_information,
     variance_reduction,
 )
+from .particle_filter import GreedyState, ParticleFilter, flatten, map_state
 
-__all__ = ["GreedyPolicy", "GreedyState"]
+__all__ = ["GreedyPolicy"]
 
 _MAX_ELEMENTS = 2**22  # likelihoods computed at a time, which bounds memory
 _STREAM = 5_000_011  # keeps the policy's random numbers apart from those of a simulation with the same small seed
-
-
-class GreedyState(NamedTuple):
-    """What is known after some trials.
-
-    Attributes:
-        belief: The posterior as weighted particles; theta (*batch, N, P).
-        designs: Designs so far, (*batch, n, D).
-        outcomes: Outcomes so far, (*batch, n, O).
-        table: What the particles say of the candidates, once they have moved; else None.
-        moved: Whether the particles are no longer the policy's own.
-        lapsed: Where an outcome was impossible for all particles, (*batch), boolean, or None where none was. From then on
-            the belief allows for lapses (`sbi_bed.simulators.lapses`).
-    """
-
-    belief: ParticleBelief
-    designs: Tensor
-    outcomes: Tensor
-    table: OutcomeTable | None = None
-    moved: bool = False
-    lapsed: Tensor | None = None
 
 
 class GreedyPolicy(Policy):
@@ -166,22 +141,17 @@ class GreedyPolicy(Policy):
         self.num_starts = check_count(num_starts, "num_starts")
         differentiable = self.outcomes is not None or simulator.reparameterized
         self.num_steps = check_count(num_steps, "num_steps", 0) if differentiable else 0
-        self.learning_rate, self.ess_threshold = float(learning_rate), ess_threshold
+        self.learning_rate = float(learning_rate)
         self.num_inner = check_count(num_inner, "num_inner")
         self.num_outer = min(check_count(num_outer, "num_outer"), self.num_inner)
         self.theta = quasi_random_draws(simulator.prior, check_count(num_particles, "num_particles", 4), self._seed)
-        self._transform = to_unconstrained(simulator.prior, keep_discrete=True)
+        self._filter = ParticleFilter(simulator, self.theta, ess_threshold, self._seed)
         self._table: OutcomeTable | None = None
         self._first: Tensor | None = None
 
     def initial_state(self, batch_shape: Sequence[int] = ()) -> GreedyState:
         """The prior, and no trials."""
-        shape, num = tuple(batch_shape), len(self.theta)
-        log_weights = torch.full((*shape, num), -math.log(num), dtype=torch.float64)
-        belief = ParticleBelief(self.theta.expand(*shape, -1, -1), log_weights, log_weights.new_zeros(shape))
-        return GreedyState(
-            belief, self.theta.new_zeros(*shape, 0, self.design_dim), self.theta.new_zeros(*shape, 0, self.outcome_dim)
-        )
+        return self._filter.initial_state(tuple(batch_shape))
 
     @torch.no_grad()
     def update(self, state: GreedyState, design: Tensor, outcome: Tensor) -> GreedyState:
@@ -195,29 +165,14 @@ class GreedyPolicy(Policy):
         Warns:
             UserWarning: If the outcome is impossible for every particle.
         """
-        belief = state.belief
         design = as_finite_tensor(design, "design", last_dim=self.design_dim).to(self.theta)
         outcome = as_finite_tensor(outcome, "outcome", last_dim=self.outcome_dim).to(self.theta)
-        trial = belief.theta, design.unsqueeze(-2), outcome.unsqueeze(-2)
-        likelihood = self.simulator.log_likelihood(*trial)
-        if state.lapsed is not None and state.lapsed.any():
-            likelihood = torch.where(state.lapsed.unsqueeze(-1), self._forgiving.log_likelihood(*trial), likelihood)
-        joint = belief.log_weights + likelihood
-        increment = joint.logsumexp(-1)
-        posterior = belief._replace(
-            log_weights=joint - increment.unsqueeze(-1), log_evidence=belief.log_evidence + increment
-        )
-        new = GreedyState(
-            posterior,
-            torch.cat([state.designs, design.unsqueeze(-2)], -2),
-            torch.cat([state.outcomes, outcome.unsqueeze(-2)], -2),
-            state.table,
-            state.moved,
-            state.lapsed,
-        )
-        # Written so that NaN counts as too few.
-        enough = posterior.log_weights.exp().square().sum(-1) <= 1 / (self.ess_threshold * len(self.theta))
-        return new if enough.all() else self._move(new, belief, enough.logical_not())
+        new = self._filter.update(state, design, outcome)
+        if new.table is None and new.moved and self.candidates is not None and self.outcomes is not None:
+            size = new.belief.log_weights.numel() * len(self.candidates) * len(self.outcomes)
+            if size <= _MAX_ELEMENTS:
+                return new._replace(table=self._tabulate(new.belief.theta))
+        return new
 
     @torch.no_grad()
     def propose(self, state: GreedyState, space: DesignSpace | None = None) -> Tensor:
@@ -228,7 +183,7 @@ class GreedyPolicy(Policy):
         if num_trials > 0:
             return self._in_chunks(self._search, state).reshape(*batch_shape, self.design_dim)
         if self._first is None:  # the same for every experiment
-            self._first = self._search(_flatten(self.initial_state()))[0]
+            self._first = self._search(flatten(self.initial_state()))[0]
         return self._first.expand(*batch_shape, -1)
 
     def propose_among(self, state: GreedyState, allowed: Tensor) -> Tensor:
@@ -285,9 +240,9 @@ class GreedyPolicy(Policy):
         num_designs = self.num_candidates if self.candidates is None else len(self.candidates)
         per_outcome = len(self.theta) if self.outcomes is not None else self.num_inner
         size = num_designs * per_outcome * (len(self.outcomes) if self.outcomes is not None else self.num_outer)
-        chunk, flat = max(1, _MAX_ELEMENTS // size), _flatten(state)
-        parts = [_select(flat, slice(start, start + chunk)) for start in range(0, len(flat.designs), chunk)]
-        return torch.cat([function(part) for part in parts])
+        chunk, flat = max(1, _MAX_ELEMENTS // size), flatten(state)
+        rows = torch.arange(len(flat.designs)).split(chunk)
+        return torch.cat([function(map_state(flat, lambda part, index=index: part[index])) for index in rows])
 
     def _tabulate(self, theta: Tensor) -> OutcomeTable:
         return OutcomeTable.of(self.simulator, theta, self.candidates.to(theta), self.outcomes.to(theta))  # pyright: ignore
@@ -345,108 +300,6 @@ class GreedyPolicy(Policy):
                 return torch.cat([criterion(self.simulator, theta, d, self.num_outer, seed) for d in parts], -1)
 
         return gain
-
-    def _move(self, state: GreedyState, before: ParticleBelief, where: Tensor) -> GreedyState:
-        """Temper and move the particles where `where` (*batch) says, starting `before` the last trial."""
-        batch_shape = where.shape
-        flat, before = _flatten(state), _flatten(state._replace(belief=before)).belief
-        belief = ParticleBelief(*(part.clone() for part in flat.belief))
-        num_trials = state.designs.shape[-2]
-        chunk = max(1, _MAX_ELEMENTS // (num_trials * len(self.theta)))
-        with seeded(self._seed + num_trials):
-            for index in where.reshape(-1).nonzero().squeeze(-1).split(chunk):
-                start = ParticleBelief(*(part[index] for part in before))
-                trials, known = (flat.designs[index], flat.outcomes[index]), flat.lapsed
-                moved, lapsed = self._moved(start, *trials, None if known is None else known[index])
-                for old, new in zip(belief, moved, strict=True):
-                    old[index] = new.to(old)
-                if lapsed is not None:
-                    known = torch.zeros(len(flat.designs), dtype=torch.bool) if known is None else known.clone()
-                    known[index] = lapsed
-                    flat = flat._replace(lapsed=known)
-        table = None
-        if self.candidates is not None and self.outcomes is not None:
-            size = len(belief.theta) * len(self.theta) * len(self.candidates) * len(self.outcomes)
-            table = self._tabulate(belief.theta) if size <= _MAX_ELEMENTS else None
-        flat = flat._replace(belief=belief, table=table, moved=True)
-        return GreedyState(*_map(flat, lambda tensor: tensor.reshape((*batch_shape, *tensor.shape[1:]))))
-
-    @cached_property
-    def _forgiving(self) -> DesignSimulator:
-        return with_lapses(self.simulator)
-
-    def _moved(
-        self, belief: ParticleBelief, designs: Tensor, outcomes: Tensor, lapsed: Tensor | None
-    ) -> tuple[ParticleBelief, Tensor | None]:
-        """Belief (b, N) of all but the last trial → belief of all, and which (b) allow for lapses; None if none does."""
-        if lapsed is None or not lapsed.any():
-            try:
-                return self._assimilate_last(self.simulator, belief, designs, outcomes), lapsed
-            except ImpossibleOutcomeError:
-                pass
-        parts, flags = [], []
-        for row in range(len(designs)):
-            own = ParticleBelief(*(part[row : row + 1] for part in belief))
-            trials, known = (designs[row : row + 1], outcomes[row : row + 1]), lapsed is not None and bool(lapsed[row])
-            try:
-                simulator = self._forgiving if known else self.simulator
-                parts.append(self._assimilate_last(simulator, own, *trials))
-            except ImpossibleOutcomeError:
-                warn_user(
-                    f"outcome {outcomes[row, -1].tolist()} of trial {designs.shape[1]} is impossible for every particle. "
-                    "It is kept, and from here on the belief allows for outcomes that have nothing to do with theta. Give "
-                    "the model a lapse rate or wider noise."
-                )
-                parts.append(self._from_the_prior(*trials))
-                known = True
-            flags.append(known)
-        return ParticleBelief(*(torch.cat(part) for part in zip(*parts, strict=True))), torch.tensor(flags)
-
-    def _from_the_prior(self, designs: Tensor, outcomes: Tensor) -> ParticleBelief:
-        """Belief (1, N) of all trials (1, n, ·) with lapses, tempered from the prior."""
-        prior, simulator = self.simulator.prior, self._forgiving
-
-        def log_likelihood(theta: Tensor) -> Tensor:
-            return simulator.log_likelihood(theta.unsqueeze(-2), designs[:, None], outcomes[:, None]).sum(-1)
-
-        start = ParticleBelief.from_samples(self.theta.unsqueeze(0))
-        return assimilate(start, log_likelihood, partial(prior_log_prob, prior), self._transform)
-
-    def _assimilate_last(
-        self, simulator: DesignSimulator, belief: ParticleBelief, designs: Tensor, outcomes: Tensor
-    ) -> ParticleBelief:
-        """Belief (b, N) of all but the last trial → belief of all trials, with moved particles."""
-
-        def log_target(theta: Tensor) -> Tensor:
-            earlier = simulator.log_likelihood(theta.unsqueeze(-2), designs[:, None, :-1], outcomes[:, None, :-1]).sum(
-                -1
-            )
-            return (prior_log_prob(self.simulator.prior, theta) + earlier).nan_to_num(nan=-torch.inf)
-
-        def log_likelihood(theta: Tensor) -> Tensor:
-            return simulator.log_likelihood(theta, designs[:, None, -1], outcomes[:, None, -1])
-
-        return assimilate(belief, log_likelihood, log_target, self._transform, max_moves=12, decorrelation=0.25)
-
-
-def _map(state: GreedyState, function: Any) -> list[Any]:
-    """Apply a function to every tensor of a state."""
-    belief = ParticleBelief(*(function(part) for part in state.belief))
-    table = None if state.table is None else OutcomeTable(*(function(part) for part in state.table))
-    lapsed = None if state.lapsed is None else function(state.lapsed)
-    return [belief, function(state.designs), function(state.outcomes), table, state.moved, lapsed]
-
-
-def _flatten(state: GreedyState) -> GreedyState:
-    """The same state with batch shape (B,)."""
-    batch_shape = state.designs.shape[:-2]
-    size, num_dims = batch_shape.numel(), len(batch_shape)
-    return GreedyState(*_map(state, lambda tensor: tensor.reshape(size, *tensor.shape[num_dims:])))
-
-
-def _select(state: GreedyState, index: slice) -> GreedyState:
-    """Some of the experiments of a flat state."""
-    return GreedyState(*_map(state, lambda tensor: tensor[index]))
 
 
 def _check_suits(simulator: DesignSimulator, objective: str, of: Sequence[int | str] | None) -> None:
