@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -141,9 +142,9 @@ class BayesianActor(DesignSimulator):
         positive = isinstance(self.perception, LogNormalPerception)
         super().__init__(
             self._default_prior() if prior is None else prior,
-            _without_weights(self._simulate),
+            partial(_without_weights, self._simulate),
             _design_space(self.stimulus_range, noise_range, positive),
-            _without_weights(self._log_density),
+            partial(_without_weights, self._log_density),
             reparameterized=True,
             outcome_space=constraints.positive if positive else constraints.real,
         )
@@ -306,15 +307,11 @@ def _mode(
     return z + ((x_s - z) / variance_m + slope * (x_r - there) / variance_r) / precision, precision.rsqrt()
 
 
-def _without_weights(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _without_weights(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
     """The function, with gradients only where an argument requires them, and none for the weights of a net."""
-
-    def call(*arguments: Tensor) -> Tensor:
-        wanted = torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments)
-        with torch.set_grad_enabled(wanted):
-            return function(*arguments)
-
-    return call
+    wanted = torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments)
+    with torch.set_grad_enabled(wanted):
+        return function(*arguments)
 
 
 def _weight(values: dict[str, Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """Posteriors from histories against closed forms and grids, for every way of sampling."""
 
+import copy
 import math
 import pickle
 
@@ -10,12 +11,22 @@ from models import LinearGaussian, YesNo
 from sbi.inference.posteriors import ImportanceSamplingPosterior, MCMCPosterior
 from sbi.utils import BoxUniform
 from scipy import stats
-from torch.distributions import Exponential, Independent, MultivariateNormal
+from torch.distributions import Exponential, Independent, MultivariateNormal, Uniform
 
+from sbi_bed.inference import ActorTrainer
 from sbi_bed.inference.posteriors.defensive_proposal import DefensiveProposal
 from sbi_bed.inference.posteriors.history_potential import HistoryPotential
 from sbi_bed.inference.posteriors.likelihood_posterior import chain_sample_size, likelihood_posterior
-from sbi_bed.simulators import DesignSimulator, HyperbolicDiscounting, LocationFinding
+from sbi_bed.simulators import (
+    BayesianActor,
+    ConstantElasticity,
+    DesignSimulator,
+    ExponentialDiscounting,
+    HyperbolicDiscounting,
+    LocationFinding,
+    ModelMixture,
+    QuadraticCost,
+)
 from sbi_bed.simulators.base import prior_log_prob
 from sbi_bed.utils.history import pack_history
 from sbi_bed.utils.smc import ParticleBelief
@@ -243,3 +254,42 @@ def test_nuts_where_pyro_is_installed(gaussian):
     theta = posterior.sample((200,))
     assert ((theta.mean(0) - exact.mean).abs() < 5 * exact.stddev / math.sqrt(50)).all()
     assert ((theta.std(0) / exact.stddev - 1).abs() < 5 / math.sqrt(2 * 50)).all()
+
+
+@pytest.mark.parametrize("sample_with", ["smc", "importance", "mcmc"])
+def test_posteriors_of_impossible_data_are_pickled_and_copied(sample_with, tmp_path):
+    """They hold a simulator with lapses."""
+    options = {"num_particles": 200, **({"num_chains": 4, "warmup_steps": 2} if sample_with == "mcmc" else {})}
+    history = pack_history(torch.zeros(2, 1), torch.tensor([[0.2], [0.8]]))
+    with pytest.warns(UserWarning, match="impossible under the prior"):
+        posterior = likelihood_posterior(UniformNoise(), history, sample_with, seed=0, **options)
+    torch.save(posterior, tmp_path / "posterior.pt")
+    loaded = torch.load(tmp_path / "posterior.pt", weights_only=False)
+    theta = torch.tensor([[0.2], [0.5]])
+    for same in (pickle.loads(pickle.dumps(posterior)), copy.deepcopy(posterior), loaded):
+        assert torch.equal(same.log_prob(theta), posterior.log_prob(theta))
+
+
+class UniformNoise(DesignSimulator):
+    """y = θ + U(−0.1, 0.1), θ ~ U(0, 1)."""
+
+    def __init__(self):
+        prior = Independent(Uniform(torch.zeros(1), torch.ones(1)), 1)
+        super().__init__(prior, self._simulate, torch.zeros(1, 1), self._log_density)
+
+    def _simulate(self, theta, design):
+        return theta + design + 0.2 * torch.rand_like(theta + design) - 0.1
+
+    def _log_density(self, theta, design, outcome):
+        return torch.where(((outcome - theta - design).abs() < 0.1).squeeze(-1), math.log(5), -math.inf)
+
+
+def test_posteriors_of_every_simulator_are_pickled():
+    actor = ActorTrainer(QuadraticCost(), show_progress_bars=False).train(num_steps=2, num_validation=0, seed=0)
+    mixture = ModelMixture([HyperbolicDiscounting(), ExponentialDiscounting()])
+    for simulator in (BayesianActor(actor, fixed={"sigma": 0.2}), mixture, ConstantElasticity(), LocationFinding()):
+        designs = simulator.design_space.sample((2,))
+        history = pack_history(designs, simulator(simulator.prior.sample((1,)).expand(2, -1), designs))
+        posterior = likelihood_posterior(simulator, history, seed=0, num_particles=100)
+        theta = simulator.prior.sample((3,))
+        assert torch.equal(pickle.loads(pickle.dumps(posterior)).log_prob(theta), posterior.log_prob(theta))
