@@ -37,9 +37,9 @@ nested normal models, 4,000 simulations trained on and 2,000 others as reference
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,16 +50,13 @@ from ..utils.checks import as_finite_tensor, check_count
 from ..utils.packing.sizes import TrainedRange, watch_sizes
 from ..utils.seeding import seeded
 from .mmd import mmd_test
+from .typicality_scores import Score, half_of_each, rank, score_summaries, whitening
 
 __all__ = ["Atypicality", "atypicality", "model_proportions", "summary_atypicality"]
 
-_CELLS_AT_A_TIME = 2**23  # distances in memory at once
-_FLOOR = 1e-8  # of the largest variance: directions in which simulated summaries do not vary
 _MOST_IN_SET = 1000  # simulated sets that observed ones are tested against together: memory grows with its square
 _FEWEST = 20  # simulated sets of a model, at least
 _MOST_CUT = 1000  # simulated sets that are cut to the sizes of an observed one
-
-Score = Literal["neighbours", "gaussian"]
 
 
 @dataclass(frozen=True)
@@ -267,12 +264,12 @@ def summary_atypicality(
     if num_neighbors > int(counts.min()) // 2:
         raise ValueError(f"num_neighbors must be at most half the simulated sets of a model, got {num_neighbors}.")
     with seeded(seed):
-        fit = _half_of_each(index)
-        observed, held_out, by_model = _scores(pairs, index, fit, num_models, score, num_neighbors)
+        fit = half_of_each(index)
+        observed, held_out, by_model = score_summaries(pairs, index, fit, num_models, score, num_neighbors)
         set_p_value = None
         if len(observed) > 1:
             set_p_value = _set_p_value(pairs, index, fit, model_weights, num_permutations)
-    p_value = _rank(observed, held_out)
+    p_value = rank(observed, held_out)
     return Atypicality(
         p_value,
         p_value,
@@ -332,71 +329,6 @@ def _num_models(model_index: Any) -> int:
     return 1 + int(index.max()) if index.numel() else 1
 
 
-def _half_of_each(index: Tensor) -> Tensor:
-    """Mask (M,) of a random half of each model's simulations."""
-    fit = torch.zeros(len(index), dtype=torch.bool)
-    for j in index.unique().tolist():
-        places = (index == j).nonzero().squeeze(-1)
-        fit[places[torch.randperm(len(places))[: len(places) // 2]]] = True
-    return fit
-
-
-def _scores(
-    pairs: list[tuple[Tensor, Tensor]], index: Tensor, fit: Tensor, num_models: int, score: Score, num_neighbors: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """T of the observed sets (B,) and of those held out (|H|,), means over nets; p-values by model (B, J)."""
-    observed, held_out, own = [], [], [[] for _ in range(num_models)]
-    for summary, reference in pairs:
-        by_model = [_fit(reference[fit & (index == j)], score, num_neighbors) for j in range(num_models)]
-        if score == "gaussian":
-            shares = torch.bincount(index[fit], minlength=num_models).double().log() - fit.double().sum().log()
-            overall = _mixture(by_model, shares)
-        else:
-            overall = _fit(reference[fit], score, num_neighbors)
-        observed.append(overall(summary))
-        held_out.append(overall(reference[~fit]))
-        for j, of_model in enumerate(by_model):
-            own[j].append((of_model(summary), of_model(reference[~fit & (index == j)])))
-    ranks = [_rank(*(torch.stack(part).mean(0) for part in zip(*scores, strict=True))) for scores in own]
-    return torch.stack(observed).mean(0), torch.stack(held_out).mean(0), torch.stack(ranks, -1)
-
-
-def _rank(observed: Tensor, held_out: Tensor) -> Tensor:
-    """(1 + #{held out ≥ observed}) / (1 + |H|), (B,)."""
-    below = torch.searchsorted(held_out.sort().values, observed)
-    return (1 + len(held_out) - below).double() / (1 + len(held_out))
-
-
-def _whitening(reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (S,), matrix (S, S) and log determinant of the covariance, of a map to unit covariance.
-
-    Directions without variance get a small one, so that data that move there, as no simulated ones do, stand out.
-    """
-    mean = reference.mean(0)
-    values, vectors = torch.linalg.eigh((reference - mean).T @ (reference - mean) / len(reference))
-    values = values.clamp_min(_FLOOR * float(values.max().clamp_min(torch.finfo(torch.float64).tiny)))
-    return mean, vectors * values.rsqrt(), values.log().sum()
-
-
-def _fit(reference: Tensor, score: Score, num_neighbors: int) -> Callable[[Tensor], Tensor]:
-    """T: (n, S) → (n,), −log density up to a constant, fitted to simulated summaries (m, S)."""
-    mean, matrix, log_det = _whitening(reference)
-    if score == "gaussian":
-        return lambda s: 0.5 * (((s - mean) @ matrix).square().sum(-1) + log_det)
-    white = (reference - mean) @ matrix
-
-    def by_neighbours(s: Tensor) -> Tensor:
-        chunks = ((s - mean) @ matrix).split(max(1, _CELLS_AT_A_TIME // len(white)))
-        nearest = torch.cat([torch.cdist(c, white).kthvalue(num_neighbors, dim=-1).values for c in chunks])
-        return s.shape[-1] * nearest.clamp_min(torch.finfo(torch.float64).tiny).log()
-
-    return by_neighbours
-
-
-def _mixture(parts: list[Callable[[Tensor], Tensor]], log_shares: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda s: -(log_shares - torch.stack([part(s) for part in parts], -1)).logsumexp(-1)
-
-
 def _set_p_value(
     pairs: list[tuple[Tensor, Tensor]], index: Tensor, fit: Tensor, model_weights: Any, num_permutations: int
 ) -> float:
@@ -411,7 +343,7 @@ def _set_p_value(
         places = torch.cat([part[: round(size * float(w))] for part, w in zip(of_model, weights, strict=True)])
     white, white_reference = [], []
     for summary, reference in pairs:
-        mean, matrix, _ = _whitening(reference[fit])
+        mean, matrix, _ = whitening(reference[fit])
         white.append((summary - mean) @ matrix)
         white_reference.append((reference[places[:_MOST_IN_SET]] - mean) @ matrix)
     return mmd_test(torch.cat(white, -1), torch.cat(white_reference, -1), num_permutations=num_permutations).p_value
