@@ -241,7 +241,7 @@ def test_gradient_search_finds_the_best_enumerated_design():
     over_grid = GreedyPolicy(simulator, candidates=torch.linspace(-3, 3, 601).unsqueeze(-1))
     history = torch.tensor([[0.7, 1.0, 1.0], [0.5, 1.0, 1.0]], dtype=torch.float64)
     gains = over_grid.candidate_gains(over_grid.read(history))
-    design = GreedyPolicy(simulator, num_candidates=4, num_starts=2, num_steps=80)(history)
+    design = GreedyPolicy(simulator)(history)
     found = GreedyPolicy(simulator, candidates=[design.tolist()])
     assert found.candidate_gains(found.read(history)) >= gains.max() - 1e-6
 
