@@ -46,10 +46,8 @@ def test_the_new_trainer_and_the_new_bound_are_small_and_learn(tmp_path, monkeyp
         assert not any(isinstance(node, (ast.For, ast.While, ast.Try)) for node in tree)  # the base has the loop
     names = run(page)
     loss = names["trainer"].reports
-    assert loss[0] > 0.5  # the prior's variance is 1
     assert sum(loss[-5:]) / 5 == pytest.approx(0.2, abs=0.05)  # 1,280 squares: standard error .008
     bounds, gain = names["dad"].bounds, 1.0986
-    assert bounds[0] < 0.8 * gain
     assert 0.8 * gain < sum(bounds[-5:]) / 5 < gain + 0.1  # 1,280 terms: standard error .03
 
 
