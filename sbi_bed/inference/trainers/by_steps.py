@@ -31,7 +31,7 @@ class StepTrainer:
     """Base of trainers by steps.
 
     A subclass has a method `train` that calls `_train(settings)`, and gives `_nets` and `_loss`. It may give `_build`,
-    `_description`, `_before_step` and `_finish`, and the class attributes below.
+    `_choose_start`, `_description`, `_before_step` and `_finish`, and the class attributes below.
 
     Args:
         device: Where to train.
@@ -97,6 +97,9 @@ class StepTrainer:
     def _build(self, settings: StepSettings) -> None:
         """Build what the training needs. Called under the seed, before the first step; in a resumed training, too."""
 
+    def _choose_start(self, settings: StepSettings) -> None:
+        """Choose the weights to begin with. Called under the seed, after `_build`, in a new training only."""
+
     def _description(self) -> dict[str, Any]:
         """Plain data that decide the result, beside the settings."""
         return {}
@@ -130,6 +133,8 @@ class StepTrainer:
             self._shards = Shards(settings.num_shards, self.device)
             self._size_of_shard = self._shards.size_of(settings.batch_size)
             self._build(settings)
+            if kept is None:
+                self._choose_start(settings)
             parameters = [p for net in self._nets().values() for p in self._parameters(net.train())]
             self._shards.share(parameters)
             self._settings = settings

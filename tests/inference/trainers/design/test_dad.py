@@ -62,24 +62,44 @@ def exact_gain(simulator, policy, horizon, num=2000):
 
 
 @pytest.mark.parametrize(
-    ("dim", "build", "gradient", "learning_rate"),
+    ("dim", "build", "gradient", "learning_rate", "num_starts"),
     [
-        (1, lambda s: DeepSetsPolicy(s, 32, 8), "pathwise", 2e-2),
-        (2, lambda s: StaticPolicy(s, 2), "pathwise", 1e-1),
-        (2, lambda s: TransformerPolicy(s, 2, 16, 1, 2), "auto", 2e-2),
-        (1, lambda s: DeepSetsPolicy(s, 32, 8), "score", 2e-2),
+        (1, lambda s: DeepSetsPolicy(s, 32, 8), "pathwise", 2e-2, 1),
+        (2, lambda s: StaticPolicy(s, 2, num_starts=8), "pathwise", 1e-1, 1),
+        (2, lambda s: TransformerPolicy(s, 2, 16, 1, 2), "auto", 2e-2, 5),  # one start in eight stays in one corner
+        (1, lambda s: DeepSetsPolicy(s, 32, 8), "score", 2e-2, 1),
     ],
 )
-def test_training_reaches_the_best_designs(dim, build, gradient, learning_rate):
+def test_training_reaches_the_best_designs(dim, build, gradient, learning_rate, num_starts):
     simulator = LinearGaussian(dim)
     torch.manual_seed(2)
     policy = build(simulator)
     before = exact_gain(simulator, policy, 2)
     bound = PCE(gradient=gradient)
-    DAD(simulator, 2, policy, bound=bound, show_progress_bars=False).train(250, 128, 63, learning_rate, seed=0)
+    trainer = DAD(simulator, 2, policy, bound=bound, show_progress_bars=False)
+    trainer.train(250, 128, 63, learning_rate, seed=0, num_starts=num_starts)
     after, best = exact_gain(simulator, policy, 2), simulator.best_gain(2)
     assert before < 0.9 * best
     assert 0.97 * best < after <= best + 1e-6
+
+
+def test_the_best_of_several_starts_is_trained():
+    """The policy given is stuck where designs cannot move; the others are not."""
+    simulator = LinearGaussian(2)
+    gains = []
+    for num_starts in (1, 5):
+        torch.manual_seed(0)
+        policy = TransformerPolicy(simulator, 2, 16, 1, 2)
+        with torch.no_grad():
+            policy.head[1].bias.fill_(30.0)
+        result = DAD(simulator, 2, policy, show_progress_bars=False).train(
+            60, 64, 31, 1e-2, seed=0, num_starts=num_starts
+        )
+        assert result is policy
+        gains.append(exact_gain(simulator, policy, 2))
+    assert gains[1] > gains[0] + 0.1
+    with pytest.raises(ValueError, match="starts of its own"):
+        DAD(simulator, 2, StaticPolicy(simulator, 2), show_progress_bars=False).train(num_starts=2)
 
 
 def test_training_on_discrete_outcomes_raises_the_gain():
