@@ -1,13 +1,7 @@
 from .actors import plot_response_bands, plot_ridge
 from .arviz_export import to_arviz
 from .design import plot_discounting, plot_experiment_in_plane, plot_posterior_spread
-from .models import (
-    plot_atypicality,
-    plot_bayes_factor_recovery,
-    plot_confusion,
-    plot_model_probs,
-    plot_reliability,
-)
+from .models import plot_atypicality, plot_bayes_factor_recovery, plot_confusion, plot_model_probs, plot_reliability
 from .sensitivity import (
     plot_ensemble_disagreement,
     plot_gamma_map,
@@ -15,13 +9,7 @@ from .sensitivity import (
     plot_power_scaling,
     plot_sources_of_sensitivity,
 )
-from .treatment import (
-    plot_allocation,
-    plot_efficiency,
-    plot_gate_weights,
-    plot_regret,
-    plot_running_effect,
-)
+from .treatment import plot_allocation, plot_efficiency, plot_gate_weights, plot_regret, plot_running_effect
 
 __all__ = [
     "plot_allocation",

@@ -13,13 +13,7 @@ from ..diagnostics.treatment.report import TreatmentReport
 from ..inference.experiments.treatment.a2ipw import AteEstimate
 from .style import BLUE, GREY, PALETTE, names_of
 
-__all__ = [
-    "plot_allocation",
-    "plot_efficiency",
-    "plot_gate_weights",
-    "plot_regret",
-    "plot_running_effect",
-]
+__all__ = ["plot_allocation", "plot_efficiency", "plot_gate_weights", "plot_regret", "plot_running_effect"]
 
 
 def plot_allocation(

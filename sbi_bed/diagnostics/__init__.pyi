@@ -7,13 +7,7 @@ from .mmd import MMDTest, mmd_test
 from .models.calibration import ModelCalibration, ReliabilityBins, model_calibration
 from .models.evidence_routes import EvidenceRoutes, compare_evidence_routes
 from .models.model_table import ModelReport, model_report
-from .models.recovery import (
-    EvidenceRecovery,
-    ProbabilityRecovery,
-    evidence_recovery,
-    kl_to_exact,
-    probability_recovery,
-)
+from .models.recovery import EvidenceRecovery, ProbabilityRecovery, evidence_recovery, kl_to_exact, probability_recovery
 from .sensitivity.data_sensitivity import DataSensitivity, data_sensitivity
 from .sensitivity.power_scaling import PowerScaling, power_scaling_by_importance
 from .sensitivity.prior_sensitivity import prior_sensitivity

@@ -191,10 +191,7 @@ class LikelihoodBound(_ContrastiveBound):
         num_designs = self.num_given - theta.shape[-1]
         shape = (*theta.shape[:2], x.shape[-2])
         given = torch.cat(
-            [
-                self.standardize(theta).unsqueeze(2).expand(*shape, -1),
-                read[..., :num_designs].expand(*shape, -1),
-            ],
+            [self.standardize(theta).unsqueeze(2).expand(*shape, -1), read[..., :num_designs].expand(*shape, -1)],
             dim=-1,
         )
         outcome = read[..., num_designs:].expand(*shape, -1)

@@ -19,12 +19,7 @@ from .actors.reaching import ReachingCost, ReachingPerception, ReachingTask
 from .actors.recorded_responses import RecordedResponses, pack_responses, read_responses
 from .base import DesignSimulator
 from .design.constant_elasticity import ConstantElasticity
-from .design.discounting import (
-    Discounting,
-    ExponentialDiscounting,
-    HyperbolicDiscounting,
-    PresentBiasedDiscounting,
-)
+from .design.discounting import Discounting, ExponentialDiscounting, HyperbolicDiscounting, PresentBiasedDiscounting
 from .design.epidemic import StochasticEpidemic
 from .design.location_finding import LocationFinding
 from .design.pharmacokinetics import Pharmacokinetics

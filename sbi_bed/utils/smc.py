@@ -272,10 +272,7 @@ class _Cloud:
     def move(self, temperature: Tensor) -> None:
         """One Metropolis move of every particle, one half after the other."""
         num = self.free.shape[-2]
-        for active, other in (
-            (slice(0, num // 2), slice(num // 2, num)),
-            (slice(num // 2, num), slice(0, num // 2)),
-        ):
+        for active, other in ((slice(0, num // 2), slice(num // 2, num)), (slice(num // 2, num), slice(0, num // 2))):
             free, correction = self._propose(self.free[..., active, :], self.free[..., other, :])
             theta = rowwise(self._transform.inv, free)
             log_target, log_likelihood = self._evaluate(theta, free)

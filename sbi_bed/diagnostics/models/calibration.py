@@ -26,13 +26,7 @@ from ...simulators.models.model_family import as_model_index
 from ...utils.checks import as_finite_tensor, check_count
 from ...utils.seeding import seeded
 
-__all__ = [
-    "ModelCalibration",
-    "ReliabilityBins",
-    "as_log_probs",
-    "mean_and_stderr",
-    "model_calibration",
-]
+__all__ = ["ModelCalibration", "ReliabilityBins", "as_log_probs", "mean_and_stderr", "model_calibration"]
 
 _CELLS_AT_A_TIME = 2**22  # replicated labels in memory at once
 _NORMALISED = 1e-4  # how far from 1 probabilities may sum: float32 nets round

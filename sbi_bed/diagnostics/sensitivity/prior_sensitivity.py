@@ -254,12 +254,7 @@ def _warn(found: PriorSensitivity, num: int) -> None:
 
 
 def _of_models(
-    posterior: Any,
-    x: Any,
-    contexts: Tensor,
-    columns: tuple[str, ...],
-    baseline: Tensor,
-    names: Sequence[str] | None,
+    posterior: Any, x: Any, contexts: Tensor, columns: tuple[str, ...], baseline: Tensor, names: Sequence[str] | None
 ) -> ModelSensitivity:
     reference = posterior.log_probs(x, baseline)
     names = _check_names(names, reference.shape[-1], "M", "model")

@@ -47,12 +47,7 @@ class DefensiveProposal:
         degrees_of_freedom: float = 5.0,
         prior_share: float = 0.1,
     ):
-        self.prior, self.transform, self.prior_share, self._df = (
-            prior,
-            transform,
-            prior_share,
-            degrees_of_freedom,
-        )
+        self.prior, self.transform, self.prior_share, self._df = (prior, transform, prior_share, degrees_of_freedom)
         free = transform(belief.resample().theta)
         num_components = max(1, min(40, len(free) // 100)) if num_components is None else num_components
         discrete = getattr(transform, "discrete", torch.zeros(free.shape[-1], dtype=torch.bool))

@@ -66,10 +66,7 @@ class HistoryPotential(BasePotential):
                 "histories of a PolicySimulator."
             )
         self.simulator = simulator
-        self.designs, self.outcomes = (
-            torch.zeros(0, simulator.design_dim),
-            torch.zeros(0, simulator.outcome_dim),
-        )
+        self.designs, self.outcomes = (torch.zeros(0, simulator.design_dim), torch.zeros(0, simulator.outcome_dim))
         super().__init__(simulator.prior if prior is None else prior, x_o, device)
 
     def as_history(self, x: Any) -> Tensor:

@@ -122,12 +122,7 @@ class StreamRollout(NamedTuple):
 
 @torch.no_grad()
 def assign_stream(
-    problem: TreatmentProblem,
-    policy: Any,
-    num_units: int,
-    *,
-    seed: int | None = None,
-    with_predictions: bool = False,
+    problem: TreatmentProblem, policy: Any, num_units: int, *, seed: int | None = None, with_predictions: bool = False
 ) -> StreamRollout:
     """Let a policy assign `num_units` units in each problem. Each outcome is known before the next unit comes.
 
