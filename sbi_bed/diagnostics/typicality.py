@@ -46,7 +46,7 @@ from torch import Tensor
 
 from ..neural_nets.embedding_nets.hierarchical import HierarchicalEmbedding
 from ..simulators.models.model_family import as_model_index
-from ..utils.checks import as_finite_tensor, check_count
+from ..utils.checks import as_finite_tensor, check_choice, check_count
 from ..utils.packing.sizes import TrainedRange, watch_sizes
 from ..utils.seeding import seeded
 from .mmd import mmd_test
@@ -153,25 +153,18 @@ def atypicality(
         weights = None
         if model_index is not None:
             weights = model_proportions(posterior.log_probs(x, torch.ones(members[0].num_models)))
-        settings: dict[str, Any] = {
-            "score": score,
-            "num_neighbors": num_neighbors,
-            "num_permutations": num_permutations,
-        }
-        found = summary_atypicality(summaries, references, model_index, **settings, model_weights=weights, seed=seed)
-        if not _reads_groups(members[0]):
+        settings = {"score": score, "num_neighbors": num_neighbors, "num_permutations": num_permutations, "seed": seed}
+        found = summary_atypicality(summaries, references, model_index, **settings, model_weights=weights)
+        if not isinstance(
+            getattr(getattr(members[0], "classifier", None), "embedding_net", None), HierarchicalEmbedding
+        ):
             return found
-        same_size = _same_size_p_values(members, x, reference_x, found.p_value, settings, seed)
+        same_size = _same_size_p_values(members, x, reference_x, found.p_value, settings)
         return dataclasses.replace(found, same_size_p_value=same_size)
 
 
-def _reads_groups(member: Any) -> bool:
-    """Whether a member's embedding net reads x as groups with a mask."""
-    return isinstance(getattr(getattr(member, "classifier", None), "embedding_net", None), HierarchicalEmbedding)
-
-
 def _same_size_p_values(
-    members: list[Any], x: Tensor, reference_x: Tensor, p_value: Tensor, settings: dict[str, Any], seed: int | None
+    members: list[Any], x: Tensor, reference_x: Tensor, p_value: Tensor, settings: dict[str, Any]
 ) -> Tensor:
     """p-values (B,) against simulated sets cut to the sizes of each data set, where these leave the simulated ones."""
     mask, reference_mask = x[..., -1] > 0, reference_x[..., -1] > 0
@@ -184,7 +177,7 @@ def _same_size_p_values(
         if len(cut) >= 2 * _FEWEST:
             pairs = [(member.summary(x[row : row + 1]), member.summary(cut)) for member in members]
             of_x, of_cut = zip(*pairs, strict=True)
-            found[row] = summary_atypicality(of_x, of_cut, **settings, seed=seed).p_value[0]
+            found[row] = summary_atypicality(of_x, of_cut, **settings).p_value[0]
     return found
 
 
@@ -258,8 +251,7 @@ def summary_atypicality(
     counts = torch.bincount(index, minlength=num_models)
     if (counts < _FEWEST).any():
         raise ValueError(f"there must be at least {_FEWEST} simulated sets of each model, got {counts.tolist()}.")
-    if score not in ("neighbours", "gaussian"):
-        raise ValueError(f'score must be "neighbours" or "gaussian", got {score!r}.')
+    check_choice(score, "score", ("neighbours", "gaussian"))
     num_neighbors = check_count(num_neighbors, "num_neighbors")
     if num_neighbors > int(counts.min()) // 2:
         raise ValueError(f"num_neighbors must be at most half the simulated sets of a model, got {num_neighbors}.")

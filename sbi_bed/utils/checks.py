@@ -60,7 +60,7 @@ def check_positive(value: Any, name: str) -> float:
     return number
 
 
-def check_choice(value: Any, name: str, allowed: Sequence[str]) -> Any:
+def check_choice(value: Any, name: str, allowed: Sequence[str | None]) -> Any:
     """Return `value` if it is one of the `allowed` names; a `ValueError` otherwise."""
     if value not in allowed:
         *most, last = map(repr, allowed)

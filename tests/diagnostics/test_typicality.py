@@ -200,7 +200,7 @@ def test_errors(posterior, reference):
         summary_atypicality(summary, simulated, torch.zeros(99))
     with pytest.raises(ValueError, match="got 2 at index 0"):
         summary_atypicality(summary, simulated, torch.full((100,), 2), model_weights=[0.5, 0.5])
-    with pytest.raises(ValueError, match='score must be "neighbours" or "gaussian"'):
+    with pytest.raises(ValueError, match="score must be 'neighbours' or 'gaussian'"):
         summary_atypicality(summary, simulated, score="depth")
     with pytest.raises(ValueError, match="num_neighbors must be at most half"):
         summary_atypicality(summary, simulated, num_neighbors=51)

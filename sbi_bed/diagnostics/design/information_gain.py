@@ -13,7 +13,7 @@ from ...objectives.bounds import InformationGain, estimate_bounds
 from ...simulators.base import DesignSimulator
 from ...simulators.experiments import sampler_of
 from ...simulators.rollout import PolicySimulator, warn_beyond_training
-from ...utils.checks import check_count, check_positive
+from ...utils.checks import check_choice, check_count, check_positive
 from ...utils.history import trials_before
 from ...utils.seeding import seeded
 
@@ -131,8 +131,7 @@ def _check_suits(simulator: DesignSimulator, prior: Any, proposal: str | None, m
         raise ValueError(
             "expected_information_gain needs a simulator with a log_likelihood, or bound=, one trained by DAD."
         )
-    if proposal not in (None, "posterior"):
-        raise ValueError(f'proposal must be None or "posterior", got {proposal!r}.')
+    check_choice(proposal, "proposal", (None, "posterior"))
     if proposal is not None and prior is not None and not (hasattr(prior, "sample") and hasattr(prior, "log_prob")):
         raise ValueError('proposal="posterior" needs a prior with a density: a distribution with sample and log_prob.')
     if max_gap is not None and max_gap != 0:

@@ -28,7 +28,7 @@ from ...objectives.bounds import InformationGain
 from ...objectives.contrastive import log_likelihood_of_history, log_sum_likelihood
 from ...simulators.base import DesignSimulator
 from ...simulators.rollout import rollout
-from ...utils.checks import check_count
+from ...utils.checks import check_choice, check_count
 from ...utils.history import continue_history, empty_history
 from ...utils.parallel import run_seeded
 from ...utils.renamed import renamed_arguments
@@ -152,8 +152,7 @@ def step_dad_information_gain(
     num_trials, stages = check_count(horizon, "horizon"), tuple(refine_after)
     if not stages or list(stages) != sorted(set(stages)) or stages[0] < 0 or stages[-1] >= num_trials:
         raise ValueError(f"refine_after must increase within [0, {horizon}), got {refine_after}.")
-    if reference not in ("prior", "posterior"):
-        raise ValueError(f'reference must be "prior" or "posterior", got {reference!r}.')
+    check_choice(reference, "reference", ("prior", "posterior"))
     if num_reference is None:
         num_reference = 1_000_000 if reference == "prior" else 16_384
     reference_of = partial(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ...utils.checks import as_finite_tensor, check_count
+from ...utils.checks import as_finite_tensor, check_choice, check_count
 from ...utils.packing.sizes import watch_sizes
 from ...utils.sbi_warnings import without_sbi_notes
 from ...utils.seeding import seeded
@@ -262,8 +262,7 @@ def _check_packed(x: Any) -> Tensor:
 
 
 def _is_of_groups(x: Tensor, level: str) -> bool:
-    if level not in ("groups", "observations"):
-        raise ValueError(f'level must be "groups" or "observations", got {level!r}.')
+    check_choice(level, "level", ("groups", "observations"))
     if level == "groups" and x.ndim < 3:
         raise ValueError(f'x of shape {tuple(x.shape)} has no groups: give level="observations".')
     return level == "groups"

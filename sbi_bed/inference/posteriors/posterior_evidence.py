@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ...simulators.base import prior_log_prob
 from ...simulators.models.model_family import as_log_prior
-from ...utils.checks import as_finite_tensor, check_count
+from ...utils.checks import as_finite_tensor, check_choice, check_count
 from ...utils.sbi_warnings import without_sbi_notes
 from ...utils.seeding import seeded
 from ...utils.smc import weights_sample_size
@@ -108,8 +108,7 @@ def posterior_evidence(
         >>> torch.allclose(evidence.log_evidence, exact, atol=1e-4)
         True
     """
-    if method not in ("importance", "identity"):
-        raise ValueError(f'method must be "importance" or "identity", got {method!r}.')
+    check_choice(method, "method", ("importance", "identity"))
     x, num_samples = as_finite_tensor(x, "x"), check_count(num_samples, "num_samples", 2)
     size = max(1, _AT_ONCE // num_samples)
     with seeded(seed):

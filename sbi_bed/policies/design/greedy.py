@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...simulators.base import DesignSimulator, parameter_indices
 from ...simulators.design_space import DesignSpace
-from ...utils.checks import as_finite_tensor, check_count
+from ...utils.checks import as_finite_tensor, check_choice, check_count
 from ...utils.quasi_random import quasi_random_draws
 from ...utils.seeding import seeded
 from ..base import Policy
@@ -308,7 +308,6 @@ def _check_suits(simulator: DesignSimulator, objective: str, of: Sequence[int | 
         raise ValueError("GreedyPolicy needs a simulator with a log_likelihood.")
     if simulator.design_space.depends_on_history:
         raise ValueError("GreedyPolicy searches one space; it cannot follow one that depends on the history.")
-    if objective not in ("information", "prediction", "variance"):
-        raise ValueError(f'objective must be "information", "prediction" or "variance", got {objective!r}.')
+    check_choice(objective, "objective", ("information", "prediction", "variance"))
     if (objective == "variance") != (of is not None):
         raise ValueError('of= names the parameters of objective="variance", and is for no other; give both or neither.')

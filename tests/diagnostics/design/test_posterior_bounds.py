@@ -127,7 +127,7 @@ def test_seeds():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"proposal": "prior"}, 'proposal must be None or "posterior"'),
+        ({"proposal": "prior"}, "proposal must be None or 'posterior'"),
         ({"prior": torch.zeros(5, 1)}, "needs a prior with a density"),
         ({"num_particles": 10}, "num_particles must be at least 100"),
     ],

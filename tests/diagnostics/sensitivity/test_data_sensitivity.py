@@ -139,7 +139,7 @@ def test_errors():
         data_sensitivity(Exact(), torch.randn(3, 4, 2))
     with pytest.raises(ValueError, match='has no groups: give level="observations"'):
         data_sensitivity(Exact(), x[0], level="groups")
-    with pytest.raises(ValueError, match='level must be "groups" or "observations"'):
+    with pytest.raises(ValueError, match="level must be 'groups' or 'observations'"):
         data_sensitivity(Exact(), x, level="persons")
     with pytest.raises(ValueError, match="missing must be a share"):
         data_sensitivity(Exact(), x, missing=1.0)
