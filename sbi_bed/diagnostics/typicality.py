@@ -47,16 +47,16 @@ from torch import Tensor
 from ..neural_nets.embedding_nets.hierarchical import HierarchicalEmbedding
 from ..simulators.models.model_family import as_model_index
 from ..utils.checks import as_finite_tensor, check_choice, check_count
-from ..utils.packing.sizes import TrainedRange, watch_sizes
+from ..utils.packing.sizes import watch_sizes
 from ..utils.seeding import seeded
 from .mmd import mmd_test
+from .same_size import same_size_p_values
 from .typicality_scores import Score, half_of_each, rank, score_summaries, whitening
 
 __all__ = ["Atypicality", "atypicality", "model_proportions", "summary_atypicality"]
 
 _MOST_IN_SET = 1000  # simulated sets that observed ones are tested against together: memory grows with its square
 _FEWEST = 20  # simulated sets of a model, at least
-_MOST_CUT = 1000  # simulated sets that are cut to the sizes of an observed one
 
 
 @dataclass(frozen=True)
@@ -159,42 +159,13 @@ def atypicality(
             getattr(getattr(members[0], "classifier", None), "embedding_net", None), HierarchicalEmbedding
         ):
             return found
-        same_size = _same_size_p_values(members, x, reference_x, found.p_value, settings)
+
+        def p_value_among(x: Tensor, cut: Tensor) -> Tensor:
+            of_x, of_cut = ([member.summary(data) for member in members] for data in (x, cut))
+            return summary_atypicality(of_x, of_cut, **settings).p_value
+
+        same_size = same_size_p_values(x, reference_x, found.p_value, p_value_among)
         return dataclasses.replace(found, same_size_p_value=same_size)
-
-
-def _same_size_p_values(
-    members: list[Any], x: Tensor, reference_x: Tensor, p_value: Tensor, settings: dict[str, Any]
-) -> Tensor:
-    """p-values (B,) against simulated sets cut to the sizes of each data set, where these leave the simulated ones."""
-    mask, reference_mask = x[..., -1] > 0, reference_x[..., -1] > 0
-    simulated = TrainedRange(mask.ndim - 1).to(x.device)
-    simulated.learn(reference_mask)
-    found = p_value.clone()
-    for row in simulated.is_outside(mask).nonzero().flatten().tolist():
-        cut = cut_to_mask(reference_x, mask[row])
-        found[row] = torch.nan
-        if len(cut) >= 2 * _FEWEST:
-            pairs = [(member.summary(x[row : row + 1]), member.summary(cut)) for member in members]
-            of_x, of_cut = zip(*pairs, strict=True)
-            found[row] = summary_atypicality(of_x, of_cut, **settings).p_value[0]
-    return found
-
-
-def cut_to_mask(reference_x: Tensor, mask: Tensor) -> Tensor:
-    """Simulated sets that were observed wherever a mask (*levels) is 1, and are then without observations elsewhere."""
-    for level, size in enumerate(reference_x.shape[1:-1]):
-        missing = size - mask.shape[level]
-        if missing < 0:  # what is beyond the simulated sizes has to be padding
-            if bool(mask.narrow(level, size, -missing).any()):
-                return reference_x[:0]
-            mask = mask.narrow(level, 0, size)
-        elif missing:
-            shape = list(mask.shape)
-            shape[level] = missing
-            mask = torch.cat([mask, mask.new_zeros(shape)], level)
-    usable = ((reference_x[..., -1] > 0) | ~mask).flatten(1).all(1)
-    return reference_x[usable][:_MOST_CUT] * mask.unsqueeze(-1)
 
 
 def members_in_one_context(posterior: Any) -> list[Any]:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +36,8 @@ from ...utils.checks import as_finite_tensor, check_count
 from ...utils.packing.sizes import TrainedRange, watch_sizes
 from ...utils.seeding import seeded
 from ...utils.warn_user import warn_user
-from ..typicality import cut_to_mask, members_in_one_context, summary_atypicality
+from ..same_size import FEWEST_SIMULATED, same_size_p_values
+from ..typicality import members_in_one_context, summary_atypicality
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +46,6 @@ __all__ = ["SimulationGap", "simulation_gap"]
 
 _DRAWS_AT_A_TIME = 2**16
 _DATA_SETS_AT_A_TIME = 1000
-_FEWEST_SIMULATED = 40
 _RIDGE = 1e-6  # of the mean variance, so that a covariance can be inverted
 
 
@@ -137,9 +138,9 @@ def simulation_gap(
             "x (B, *event) and reference_x (N, *event) must be data sets of the same shape, "
             f"got {tuple(x.shape)} and {tuple(reference_x.shape)}."
         )
-    if len(reference_x) < _FEWEST_SIMULATED:
+    if len(reference_x) < FEWEST_SIMULATED:
         raise ValueError(
-            f"reference_x must be at least {_FEWEST_SIMULATED} simulated data sets, got {len(reference_x)}."
+            f"reference_x must be at least {FEWEST_SIMULATED} simulated data sets, got {len(reference_x)}."
         )
     with seeded(seed):
         with watch_sizes(warn=False) as watch:
@@ -177,16 +178,8 @@ def _same_size_p_values(
     net = getattr(members[0], "posterior_estimator", None) or getattr(members[0], "classifier", None)
     if net is None or not any(isinstance(part, TrainedRange) for part in net.modules()):
         return p_value
-    mask, reference_mask = x[..., -1] > 0, reference_x[..., -1] > 0
-    simulated = TrainedRange(mask.ndim - 1)
-    simulated.learn(reference_mask)
-    found = p_value.clone()
-    for row in simulated.is_outside(mask).nonzero().flatten().tolist():
-        cut = cut_to_mask(reference_x, mask[row])
-        found[row] = torch.nan
-        if len(cut) >= _FEWEST_SIMULATED:
-            found[row] = _compare(ensemble, members, x[row : row + 1], cut, num_samples).p_value[0]
-    return found
+    compare = partial(_compare, ensemble, members, num_samples=num_samples)
+    return same_size_p_values(x, reference_x, p_value, lambda x, cut: compare(x, cut).p_value)
 
 
 # ---- scores
