@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from ..simulators.base import DesignSimulator, free_outcome
-from ..utils.seeding import seeded
 
 __all__ = ["TrialFeatures", "mlp"]
 
@@ -31,10 +30,8 @@ class TrialFeatures(nn.Module):
         self.design_dim, self.outcome_dim = simulator.design_dim, simulator.outcome_dim
         self._design_space = simulator.design_space
         self._outcome_space = simulator.outcome_space  # not the simulator: its functions need not be picklable
-        with seeded(0), torch.no_grad():
-            designs = simulator.design_space.sample((num_pilot,))
-            raw = simulator(simulator.prior.sample((num_pilot,)), designs)
-            outcome = simulator.standardize_outcome(raw)
+        designs, raw = simulator.pilot(num_pilot)
+        outcome = simulator.standardize_outcome(raw)
         self.output_dim = self._design_space.num_features + outcome.shape[-1]
         dtype = torch.get_default_dtype()  # that of the nets which read the features
         self.register_buffer("outcome_mean", outcome.mean(0).to(dtype))

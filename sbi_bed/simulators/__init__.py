@@ -18,6 +18,7 @@ from .actors.population import Population
 from .actors.reaching import ReachingCost, ReachingPerception, ReachingTask
 from .actors.recorded_responses import RecordedResponses, pack_responses, read_responses
 from .base import DesignSimulator
+from .design.black_box import BlackBoxSimulator, process_design_simulator
 from .design.constant_elasticity import ConstantElasticity
 from .design.discounting import Discounting, ExponentialDiscounting, HyperbolicDiscounting, PresentBiasedDiscounting
 from .design.epidemic import StochasticEpidemic
@@ -53,6 +54,7 @@ __all__ = [
     "ActorCost",
     "AsymmetricQuadraticCost",
     "BayesianActor",
+    "BlackBoxSimulator",
     "Choice",
     "CircularPerception",
     "Classrooms",
@@ -108,6 +110,7 @@ __all__ = [
     "normal_outcomes",
     "optimal_action",
     "pack_responses",
+    "process_design_simulator",
     "read_choices",
     "read_participant",
     "read_responses",

@@ -119,6 +119,37 @@ class DesignSimulator:
         """Whether the trials of a run share a hidden state."""
         return self._initial_state is not None
 
+    def check_gradients(self) -> None:
+        """Look whether outcomes that are said to be reparameterised carry gradients to designs.
+
+        Raises:
+            ValueError: If they depend on the design, but without a gradient.
+        """
+        with seeded(0), torch.enable_grad():
+            theta, others = self.prior.sample((32,)), self.design_space.sample((32,))
+            design = self.design_space.sample((32,)).requires_grad_()
+            with seeded(1):
+                outcome = self(theta, design)
+            with seeded(1):
+                depends = not torch.equal(outcome.detach(), self(theta, others).detach())
+            found = torch.autograd.grad(outcome.sum(), design, allow_unused=True)[0] if outcome.requires_grad else None
+        if depends and (found is None or not found.any()):
+            raise ValueError(
+                "the simulator says reparameterized=True, but its outcomes carry no gradient to the design: look for "
+                ".detach(), numpy or rounding in simulate, or leave reparameterized= out."
+            )
+
+    @property
+    def surrogate(self) -> DesignSimulator:
+        """What policies plan with: itself; the learned likelihood of a simulator that `process_design_simulator` made."""
+        return self
+
+    def pilot(self, num: int) -> tuple[Tensor, Tensor]:
+        """Designs (num, D) and outcomes (num, O) of random trials, the same at each call, which show a net their scale."""
+        with seeded(0), torch.no_grad():
+            design = self.design_space.sample((num,))
+            return design, self(self.prior.sample((num,)), design)
+
     def __call__(self, theta: Tensor, design: Tensor) -> Tensor:
         """Simulate outcomes (..., O) of single trials for theta (..., P) and design (..., D), each from a fresh state.
 

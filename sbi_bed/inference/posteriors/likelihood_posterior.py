@@ -112,7 +112,7 @@ def likelihood_posterior(
     if sample_with == "smc" and proposal is not None:
         raise ValueError("sample_with='smc' starts from the prior and takes no proposal.")
     check_count(num_particles, "num_particles", 100)
-    potential = HistoryPotential(simulator, prior)
+    potential = HistoryPotential(simulator.surrogate, prior)
     with seeded(seed):
         settings = {"num_particles": num_particles, "proposal": proposal}
         if sample_with == "smc":

@@ -168,7 +168,7 @@ def predictive_check(
     """
     check_count(num_replicates, "num_replicates", 10)
     check_count(num_particles, "num_particles", 100)
-    potential = HistoryPotential(simulator, prior, history)
+    potential = HistoryPotential(simulator.surrogate, prior, history)
     with seeded(seed), torch.no_grad():
         return _run_check(potential, num_particles, num_replicates, widening)
 

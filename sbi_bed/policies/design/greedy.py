@@ -127,6 +127,7 @@ class GreedyPolicy(Policy):
             seed=seed,
         )
         _check_suits(simulator, objective, of)
+        simulator = simulator.surrogate
         if not 0 < ess_threshold <= 1:
             raise ValueError(f"ess_threshold must lie in (0, 1], got {ess_threshold}.")
         self.simulator, self.objective = simulator, objective

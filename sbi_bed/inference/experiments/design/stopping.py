@@ -201,7 +201,7 @@ def trial_gain(experiment: RunningExperiment, trial: int, num_samples: int = 512
     """
     if not 1 <= trial <= experiment.num_trials:
         raise ValueError(f"trial must be from 1 to {experiment.num_trials}, got {trial}.")
-    simulator, design = experiment.simulator, experiment.designs[trial - 1].to(experiment.simulator.dtype)
+    simulator, design = experiment.simulator.surrogate, experiment.designs[trial - 1].to(experiment.simulator.dtype)
     theta = _draws(experiment, trial - 1, num_samples, sample_with).to(simulator.dtype)
     with seeded(experiment.seed_for(f"gain of trial {trial}")):
         outcome = simulator(theta, design)

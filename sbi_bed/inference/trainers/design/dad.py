@@ -25,6 +25,7 @@ from ....policies.design.bounded_gradients import BoundedGradients
 from ....policies.design.static import StaticPolicy
 from ....policies.design.transformer import TransformerPolicy
 from ....simulators.base import DesignSimulator
+from ....simulators.design.black_box import BlackBoxSimulator
 from ....simulators.experiments import Experiments
 from ....utils.checks import check_count
 from ....utils.history import trials_before
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
 __all__ = ["DAD"]
 
 _GROWING = 0.4  # share of a training in which experiments grow to their full length
+_LEARNING, _IMPROVING = (
+    0.25,
+    0.1,
+)  # shares of a time limit for a black box's likelihood, at first and where the policy goes
+_IMPROVE_AT = 0.5  # share of a training after which it is improved
 
 
 class DAD(StepTrainer):
@@ -124,7 +130,7 @@ class DAD(StepTrainer):
     def train(
         self,
         num_steps: int = 5000,
-        batch_size: int = 512,
+        batch_size: int | None = None,
         num_contrastive: int | None = None,
         learning_rate: float = 1e-3,
         *,
@@ -137,7 +143,7 @@ class DAD(StepTrainer):
 
         Args:
             num_steps: Number of gradient steps.
-            batch_size: Experiments simulated in each.
+            batch_size: Experiments simulated in each; if None 512, and 256 where a likelihood is learned.
             num_contrastive: Contrastive samples L in each; those of the bound if None. A contrastive bound cannot exceed
                 log(L + 1).
             learning_rate: First learning rate; it falls to `final_learning_rate` times that along a cosine.
@@ -156,6 +162,8 @@ class DAD(StepTrainer):
                 weights are then those before that step).
         """
         self.bound, settings = bound_with_moved_arguments(self.bound, settings, self.simulator)
+        if batch_size is None:
+            batch_size = 256 if isinstance(self.simulator, BlackBoxSimulator) else 512
         arguments = {"num_steps": num_steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
         checked = StepSettings.of({**arguments, **settings})
         self._first_trials = None if first_trials is None else check_count(first_trials, "first_trials")
@@ -187,6 +195,13 @@ class DAD(StepTrainer):
         }
 
     def _build(self, settings: StepSettings) -> None:
+        self._to_improve = False
+        if isinstance(self.simulator, BlackBoxSimulator):
+            if not self.simulator.likelihood_is_learned:
+                limit = None if settings.max_seconds is None else _LEARNING * settings.max_seconds
+                self.simulator.learn_likelihood(max_seconds=limit)
+                self._to_improve = True
+            self.experiments.simulator = self.simulator.surrogate
         if self._to_build[0]:
             self.policy = self._new_policy().to(self.device)
         if self._to_build[1] and isinstance(self.bound, NeuralBound):
@@ -214,6 +229,8 @@ class DAD(StepTrainer):
         self.bound.load_state_dict(best.bound.state_dict())
 
     def _before_step(self, done: float) -> None:
+        if self._to_improve and done > _IMPROVE_AT:
+            self._improve_likelihood()
         if not isinstance(self.bound, NeuralBound):
             return
         bound, num_trials = self.bound, self._num_trials_at(done)
@@ -259,10 +276,23 @@ class DAD(StepTrainer):
         self._shards.sum([total])
         return total
 
+    @torch.no_grad()
+    def _improve_likelihood(self) -> None:
+        """Let a black box be simulated where the policy goes."""
+        simulator: Any = self.simulator
+        num = max(1, simulator.num_simulations // (2 * self.num_trials))
+        theta, (designs, _), _ = self.experiments.run(self.policy, num)
+        rows = theta.unsqueeze(1).expand(-1, self.num_trials, -1).flatten(0, 1), designs.flatten(0, 1)
+        limit = simulator.max_seconds if self._settings.max_seconds is None else self._settings.max_seconds
+        simulator.improve_likelihood(*rows, max_seconds=_IMPROVING * limit)
+        self._to_improve = False
+
     def _new_policy(self) -> Policy:
         return TransformerPolicy(self.simulator, self.horizon)
 
     def _new_bound(self) -> Bound:
+        if isinstance(self.simulator, BlackBoxSimulator):
+            return PCE(num_contrastive=511)  # a learned likelihood takes longer
         return PCE() if self.simulator.has_likelihood else InfoNCE(self.simulator)
 
     def _experiments(self, prior: Any, state: Tensor | None) -> Experiments:
@@ -273,9 +303,11 @@ class DAD(StepTrainer):
         by_net = isinstance(bound, NeuralBound) or (bound is None and not self.simulator.has_likelihood)
         if by_net and self._parameters(self.policy) and not self.simulator.pathwise:
             raise ValueError(
-                "DAD needs a simulator with a log_likelihood, or one with reparameterized=True, through whose outcomes "
-                "a bound with a net inside can be raised."
+                "DAD needs a simulator with a log_likelihood, one made by process_design_simulator, which learns it, or one "
+                "with reparameterized=True, through whose outcomes a bound with a net inside can be raised."
             )
+        if self.simulator.reparameterized and not getattr(bound, "detach_outcomes", None):
+            self.simulator.check_gradients()
 
     def _num_trials_at(self, done: float) -> int:
         """Trials simulated after a share `done` of the training."""

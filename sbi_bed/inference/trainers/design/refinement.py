@@ -156,6 +156,7 @@ def refine_policy(
     if num_steps is None:
         num_steps = 300 if max_seconds is None else _NO_END
     with seeded(seed):
+        simulator = simulator.surrogate
         draws, effective_sample_size = posterior_draws(simulator, history, horizon, sample_with, num_particles)
         state = replay_state(simulator, draws, history) if simulator.has_state else None
         trainer = DAD(
