@@ -23,7 +23,7 @@ class Bound(nn.Module):
 
     Args:
         max_design_gradient: Largest norm of the gradient that one history sends into one design, see
-            `sbi_bed.policies.design.bounded_gradients`; None for no limit.
+            `sbi_bed.inference.trainers.design.bounded_gradients`; None for no limit.
         **config: The subclass's other arguments, plain data. A training that resumes must have the same.
 
     Attributes:

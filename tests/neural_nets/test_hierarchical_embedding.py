@@ -17,7 +17,7 @@ from sbi.utils import BoxUniform
 from torch.nn.functional import pad
 
 from sbi_bed.neural_nets import HierarchicalEmbedding
-from sbi_bed.neural_nets.sets import Sets
+from sbi_bed.neural_nets.embedding_nets.sets import Sets
 from sbi_bed.utils import NoTracker
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}

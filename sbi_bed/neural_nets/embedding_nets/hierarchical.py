@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from ...utils.checks import check_count
 from ...utils.packing.sizes import TrainedRange
-from ...utils.packing.vary_sizes import random_sizes
 from ..first_weights import remember_first_weights
-from ..sets import Sets
+from .sets import Sets
+from .vary_sizes import random_sizes
 
 __all__ = ["HierarchicalEmbedding"]
 
@@ -56,7 +56,7 @@ class HierarchicalEmbedding(nn.Module):
         num_blocks: Further equivariant layers of the upper levels.
         lowest_blocks: Further equivariant layers of the lowest level.
         vary_sizes: Whether data sets are read in random sizes while the net trains, drawn anew each time
-            (`sbi_bed.utils.packing.vary_sizes`), so that it learns to read any sizes up to those simulated, and missing
+            (`sbi_bed.neural_nets.embedding_nets.vary_sizes`), so that it learns to read any sizes up to those simulated, and missing
             data. For sbi's trainers; those of this package have `train(vary_sizes=)`.
         encoder: For observations that are themselves series or pictures, of `input_dim` values: a net (n, input_dim) →
             (n, features) that reads each by itself, such as sbi's `CNNEmbedding`. For several channels put

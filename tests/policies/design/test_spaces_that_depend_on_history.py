@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import blood_samples_in_order, gaussian_prior
 
+from sbi_bed.inference.trainers.design.bounded_gradients import BoundedGradients
 from sbi_bed.policies import (
     DeepSetsPolicy,
     GreedyPolicy,
@@ -12,7 +13,6 @@ from sbi_bed.policies import (
     TransformerPolicy,
     load_policy,
 )
-from sbi_bed.policies.design.bounded_gradients import BoundedGradients
 from sbi_bed.simulators import StochasticEpidemic, rollout
 from sbi_bed.utils import pack_history, seeded
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sbi_bed.neural_nets.embedding_nets.vary_sizes import random_sizes
 from sbi_bed.utils.packing.sizes import TrainedRange, sizes_of_mask, watch_sizes
-from sbi_bed.utils.packing.vary_sizes import random_sizes
 
 
 def mask_of(sizes, observations=12):

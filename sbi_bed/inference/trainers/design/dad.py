@@ -21,7 +21,6 @@ from ....objectives.base import Bound, NeuralBound
 from ....objectives.critics import InfoNCE
 from ....objectives.pce import PCE
 from ....policies.base import Policy
-from ....policies.design.bounded_gradients import BoundedGradients
 from ....policies.design.static import StaticPolicy
 from ....policies.design.transformer import TransformerPolicy
 from ....simulators.base import DesignSimulator
@@ -32,6 +31,7 @@ from ....utils.history import trials_before
 from ....utils.warn_user import warn_user
 from ..by_steps import StepTrainer
 from ..settings import StepSettings
+from .bounded_gradients import BoundedGradients
 from .moved_arguments import bound_with_moved_arguments
 
 if TYPE_CHECKING:

@@ -32,9 +32,9 @@ from ....simulators.experiments import Experiments, sampler_of
 from ....utils.checks import check_count
 from ....utils.history import check_history
 from ....utils.seeding import seeded
-from ...posteriors.hidden_state import replay_state
 from ...posteriors.likelihood_posterior import likelihood_posterior
 from .dad import DAD
+from .hidden_state import replay_state
 
 __all__ = ["HeldOutGain", "Refinement", "posterior_draws", "refine_policy"]
 

@@ -11,7 +11,7 @@ from sbi.neural_nets import posterior_nn
 
 from sbi_bed.inference import DAD, StepDAD, refine_policy
 from sbi_bed.inference.experiments.journal import journal_bytes
-from sbi_bed.inference.posteriors.hidden_state import replay_state
+from sbi_bed.inference.trainers.design.hidden_state import replay_state
 from sbi_bed.neural_nets import HistoryEmbedding
 from sbi_bed.objectives import InfoNCE
 from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, StaticPolicy, TransformerPolicy

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sbi_bed.diagnostics import expected_information_gain
 from sbi_bed.inference import DAD
+from sbi_bed.inference.trainers.design.bounded_gradients import BoundedGradients
 from sbi_bed.objectives import PCE, InfoNCE
 from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, StaticPolicy, TransformerPolicy
-from sbi_bed.policies.design.bounded_gradients import BoundedGradients
 from sbi_bed.simulators import ConstantElasticity, DesignSimulator, HyperbolicDiscounting, LocationFinding, rollout
 from sbi_bed.simulators.experiments import Experiments
 from sbi_bed.utils import pack_history

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...simulators.design_space import DesignSpace
+from ....simulators.design_space import DesignSpace
 
 __all__ = ["BoundedGradients"]
 

@@ -5,8 +5,8 @@ import torch
 from models import LinearGaussian, TinyPolicy
 from torch.distributions import constraints
 
+from sbi_bed.inference.trainers.design.bounded_gradients import BoundedGradients
 from sbi_bed.policies import StaticPolicy
-from sbi_bed.policies.design.bounded_gradients import BoundedGradients
 from sbi_bed.simulators import DesignSimulator, DesignSpace, LocationFinding, rollout
 
 SPACES = {

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...simulators.base import DesignSimulator
-from ...utils.checks import check_count
-from ...utils.history import check_history, split_history
+from ....simulators.base import DesignSimulator
+from ....utils.checks import check_count
+from ....utils.history import check_history, split_history
 
 __all__ = ["replay_state"]
 
