@@ -18,7 +18,8 @@ This p-value contains Monte Carlo error alone. The error of the net shows in two
 
       w(θ) ∝ p(θ | c) / p(θ | c_0),   or with a likelihood   w_c(θ) ∝ p(x | θ) p(θ | c) / q(θ | x, c_0),
 
-  where the second corrects the baseline, too. A Pareto k̂ says whether the weights are reliable (`pareto_smoothing.py`).
+  where the second corrects the baseline, too. Where the prior of c is wider than that of c_0, draws of c are carried to the
+  baseline instead. A Pareto k̂ says whether the weights are reliable (`pareto_smoothing.py`).
   Named priors, on which no net was trained, are compared by such weights alone.
 
 Over models, KL(p(M | x, c) ‖ p(M | x, c_0)) = Σ_j p_j (log p_j − log p⁰_j) for each data set. After arXiv 2310.11122.
@@ -47,7 +48,7 @@ from .reweighting import Baseline, weighted_change
 __all__ = ["prior_sensitivity"]
 
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-_WEIGHTED = 20  # draws with weights, for each draw without
+_WEIGHTED, _FOR_MOMENTS = 20, 5  # draws with weights, and for moments in a context, for each draw that is compared
 
 
 def prior_sensitivity(
@@ -91,7 +92,8 @@ def prior_sensitivity(
             finite, or the number of names is wrong.
 
     Warns:
-        UserWarning: If weights with a named prior are not reliable, or they contradict the net.
+        UserWarning: If weights with a named prior are not reliable, they contradict the net, or the error of a single net
+            is not known, because there are no weights or they are not reliable.
 
     Example:
         >>> class Exact:  # of x ~ N(θ, 1) with θ ~ N(0, 1/γ), in place of a `ContextPosterior`
@@ -158,7 +160,7 @@ def _of_parameters(
         names=names,
         **{key: torch.cat([part[key] for part in parts]) for key in parts[0]},
     )
-    _warn(found, len(pool))
+    _warn(found, len(pool), is_ensemble)
     return found
 
 
@@ -170,13 +172,13 @@ def _in_contexts(
     levels, scaled = torch.tensor(_LEVELS, dtype=torch.float64), (pool - mean) / sd
     bandwidth = float(torch.pdist(scaled[:num]).median())
 
-    def sample(in_contexts: Tensor | None = None, member: Any = None) -> Tensor:
-        return (source.draws(num, in_contexts, member) - mean) / sd
+    def sample(in_contexts: Tensor | None = None, member: Any = None, times: int = 1) -> Tensor:
+        return (source.draws(num * times, in_contexts, member) - mean) / sd
 
     own = [sample(None, member)[:, 0] for member in source.members]
     of_members = [sample(contexts, member) for member in source.members]
-    draws = of_members[0] if num_members == 1 else sample(contexts)
-    variance = draws.var(0) / num + 1 / len(scaled)
+    draws = sample(contexts, times=_FOR_MOMENTS)
+    variance = draws.var(0) / len(draws) + 1 / len(scaled)
     if num_members > 1:
         shifts = [moved.mean(0) - still.mean(0) for moved, still in zip(of_members, own, strict=True)]
         variance = variance + torch.stack(shifts).var(0)
@@ -192,8 +194,7 @@ def _in_contexts(
         drawn = source.draws(num * count, member=member)[:, 0] if count else pool[:0]
         parts.append(iter(((drawn - mean) / sd).split(num)))
     null = torch.stack([_root_mmd(next(parts[one]), next(parts[other]), bandwidth) for one, other in pairs])
-    before = source.log_weights(pool, source.baseline) if source.has_likelihood else None
-    weighted = [weighted_change(scaled, source.log_weights(pool, context), before) for context in contexts]
+    weighted = [source.weighted_change_to(context, pool) for context in contexts]
     return {
         "root_mmd": root,
         "null": null,
@@ -228,8 +229,8 @@ def _with_prior(source: Baseline, pool: Tensor, scaled: Tensor, prior: Any, name
     }
 
 
-def _warn(found: PriorSensitivity, num: int) -> None:
-    """One warning for priors that weights do not reach, and for contexts where they contradict the net."""
+def _warn(found: PriorSensitivity, num: int, is_ensemble: bool) -> None:
+    """One warning for priors that weights do not reach, and for contexts where they contradict the net, or cannot tell."""
     problems, first = [], len(found.contexts)
     for name, k in zip(found.priors, found.pareto_k[first:].tolist(), strict=True):
         if k != k:
@@ -245,6 +246,13 @@ def _warn(found: PriorSensitivity, num: int) -> None:
                 f"{float(found.mean_shift_stderr[g, j]):.2f} sd, importance weights by "
                 f"{float(found.weighted_shift[g, j]):+.2f} ± {float(found.weighted_shift_stderr[g, j]):.2f}"
             )
+    unknown = [] if is_ensemble else found.unchecked[:first].nonzero().flatten().tolist()
+    if unknown:
+        named = "; ".join(found.labels[g] for g in unknown[:2]) + ("; …" if len(unknown) > 2 else "")
+        problems.append(
+            f"p-values and ± contain Monte Carlo error alone: nothing tells the error of a single net at {len(unknown)} of "
+            f"{first} contexts ({named}), which importance weights do not check; give log_likelihood="
+        )
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         warn_user(f"prior_sensitivity: {shown}. Train with such priors or longer, or use an ensemble.")

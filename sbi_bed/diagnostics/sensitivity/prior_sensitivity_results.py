@@ -76,6 +76,11 @@ class PriorSensitivity:
         return (gap > 3 * error) & (gap > 0.1)
 
     @property
+    def unchecked(self) -> Tensor:
+        """Whether no importance weights check an alternative, or k̂ forbids them, (G,), bool."""
+        return self.weighted_shift.isnan().any(-1)
+
+    @property
     def labels(self) -> list[str]:
         """What each alternative is called, G."""
         header, cells, _ = _table_of_contexts(self.contexts, self.columns, self.baseline)
@@ -90,15 +95,16 @@ class PriorSensitivity:
         is_checked = bool(torch.isfinite(self.weighted_shift).any()) and len(self.contexts) > 0
         columns: list[tuple[str, list[str]]] = []
         if len(self.contexts):
-            columns += [("√MMD", _numbers(self.root_mmd, ".3f")), ("p", _numbers(self.p_value, ".3f"))]
+            columns += [
+                ("√MMD", _numbers(self.root_mmd, ".3f")),
+                ("p", _marked(self.p_value, self.disagrees.any(-1), ".3f")),
+            ]
         for j, name in enumerate(self.names):
             moments = (part[:, j].tolist() for part in (self.mean_shift, self.sd_ratio, self.mean_shift_stderr))
             cells_of_one = zip(*moments, strict=True)
             columns.append((name, ["-" if a != a else f"{a:+.2f} (×{b:.2f}) ± {c:.2f}" for a, b, c in cells_of_one]))
             if is_checked:
-                marks = ["!" if differs else "" for differs in self.disagrees[:, j].tolist()]
-                shown = zip(_numbers(self.weighted_shift[:, j], "+.2f"), marks, strict=True)
-                columns.append((f"weighted {name}", [f"{value}{mark}" for value, mark in shown]))
+                columns.append((f"weighted {name}", _marked(self.weighted_shift[:, j], self.disagrees[:, j], "+.2f")))
         if bool((~self.pareto_k.isnan()).any()):
             columns.append(("k̂", _numbers(self.pareto_k, ".2f")))
         rows = [[*row, *(column[g] for _, column in columns)] for g, row in enumerate(cells)]
@@ -107,7 +113,9 @@ class PriorSensitivity:
             notes.append(f"baseline {baseline}: 95 % of its own √MMD are below {self.null_upper:.3f}")
         notes.append(f"± and p contain {self.error_sources}")
         if is_checked:
-            notes.append("weighted: the same shift by importance weights (! where it differs)")
+            notes.append(
+                "weighted: the same shift by importance weights (! where it differs: p is that of a wrong net)"
+            )
         return f"{format_table([*header, *(name for name, _ in columns)], rows)}\n{'; '.join(notes)}"
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -196,6 +204,10 @@ class ModelSensitivity:
 
 def _numbers(values: Tensor, form: str) -> list[str]:
     return ["-" if value != value else f"{value:{form}}" for value in values.tolist()]
+
+
+def _marked(values: Tensor, marks: Tensor, form: str) -> list[str]:
+    return [f"{value}!" if mark else value for value, mark in zip(_numbers(values, form), marks.tolist(), strict=True)]
 
 
 def _table_of_contexts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,10 @@ from .pareto_smoothing import largest_pareto_k, smoothed_weights, weighted_momen
 __all__ = ["Baseline", "WeightedChange", "weighted_change"]
 
 _PRIOR_DRAWS, _LARGEST_SHARE = 1000, 0.01  # of a named prior that may lie where the posterior's own prior is 0
+
+_GOOD_K = (
+    0.3  # smoothing large weights is a bias that standard errors do not contain; up to here it is below half of one
+)
 
 
 class Baseline:
@@ -76,18 +80,39 @@ class Baseline:
         prior = prior_of(self.members[0])
         return prior if prior is None or len(self.baseline) == 0 else prior_of_context(prior, context)
 
-    def log_weights(self, theta: Tensor, context: Tensor) -> Tensor | None:
-        """Logs of weights (S,) that carry draws (S, P) of the baseline to a context; None if they are not known."""
-        own, other = self.prior(self.baseline), self.prior(context)
+    def log_weights(self, theta: Tensor, context: Tensor, origin: Tensor | None = None) -> Tensor | None:
+        """Logs of weights (S,) that carry draws (S, P) of one context (the baseline) to another; None if not known."""
+        origin = self.baseline if origin is None else origin
+        own, other = self.prior(origin), self.prior(context)
         if own is None or other is None:
             return None
         if self.has_likelihood:
-            return self._log_likelihood(theta, context) + _log_prob(other, theta) - self._log_density(theta)
+            return self._log_likelihood(theta, context) + _log_prob(other, theta) - self._log_density(theta, origin)
         num_gammas = getattr(prior_of(self.members[0]), "num_gammas", 0)
         is_of_prior = isinstance(prior_of(self.members[0]), PowerScaledPrior)
-        if not is_of_prior or not torch.equal(context[num_gammas:], self.baseline[num_gammas:]):
+        if not is_of_prior or not torch.equal(context[num_gammas:], origin[num_gammas:]):
             return None
         return _log_prob(other, theta) - _log_prob(own, theta)
+
+    def weighted_change_to(self, context: Tensor, pool: Tensor) -> WeightedChange:
+        """Change to a context by weights on draws of the baseline (S, P) or, where k̂ is smaller, on draws of the context.
+
+        A wider prior is not reached from a narrower one, but the other way round.
+        """
+        change = self._change(self.baseline, context, pool)
+        if not change.pareto_k > _GOOD_K:
+            return change
+        draws = self.draws(len(pool), context.unsqueeze(0))[:, 0]
+        back = self._change(context, self.baseline, draws)
+        if not back.pareto_k < change.pareto_k:
+            return change
+        ratio = 1 / back.sd_ratio
+        return replace(back, mean_shift=-back.mean_shift * ratio, stderr=back.stderr * ratio, sd_ratio=ratio)
+
+    def _change(self, origin: Tensor, goal: Tensor, theta: Tensor) -> WeightedChange:
+        before = self.log_weights(theta, origin, origin) if self.has_likelihood else None
+        scaled = (theta - theta.mean(0)) / theta.std(0)
+        return weighted_change(scaled, self.log_weights(theta, goal, origin), before)
 
     def log_weights_of_prior(self, theta: Tensor, prior: Any, name: str) -> Tensor:
         """Logs of weights (S,) that carry draws (S, P) of the baseline to a named prior; checks the prior."""
@@ -106,7 +131,11 @@ class Baseline:
             return torch.full_like(theta[:, 0], torch.nan)
         if not self.has_likelihood:
             return _log_prob(prior, theta) - _log_prob(own, theta)
-        return self._log_likelihood(theta, self.baseline) + _log_prob(prior, theta) - self._log_density(theta)
+        return (
+            self._log_likelihood(theta, self.baseline)
+            + _log_prob(prior, theta)
+            - self._log_density(theta, self.baseline)
+        )
 
     def _log_likelihood(self, theta: Tensor, context: Tensor) -> Tensor:
         function: Any = self._log_likelihood_of
@@ -121,8 +150,8 @@ class Baseline:
             )
         return found
 
-    def _log_density(self, theta: Tensor) -> Tensor:
-        settings = {} if len(self.baseline) == 0 else {"context": self.baseline}
+    def _log_density(self, theta: Tensor, context: Tensor) -> Tensor:
+        settings = {} if len(context) == 0 else {"context": context}
         return self.posterior.log_prob(theta.float(), x=self.x, **settings).double()
 
 

@@ -11,6 +11,7 @@ from torch.distributions import Gamma, HalfNormal, Independent, MultivariateNorm
 
 from sbi_bed.diagnostics import prior_sensitivity
 from sbi_bed.diagnostics.sensitivity.pareto_smoothing import smoothed_weights, weighted_quantiles
+from sbi_bed.diagnostics.sensitivity.reweighting import Baseline
 from sbi_bed.inference import ContextModelPosterior, DeepEnsemblePosterior, ModelPosterior, likelihood_posterior
 from sbi_bed.neural_nets import ContextEmbedding, EvidenceClassifier
 from sbi_bed.simulators import Choice, Contexts, HyperbolicDiscounting, LogUniform, PowerScaledPrior, UniformRange
@@ -110,6 +111,39 @@ def test_weights_agree_with_an_exact_posterior_without_a_word():
     assert bool(((found.mean_shift - found.weighted_shift).abs() < 4.5 * error).all())
     table = found.to_dataframe()
     assert len(table) == 6 and table.weighted_shift[0] == pytest.approx(float(found.weighted_shift[0, 0]))
+
+
+def test_a_wider_prior_is_checked_from_its_own_draws():
+    """Draws of the baseline do not reach γ = ¼ in three parameters; draws at γ = ¼ reach the baseline."""
+    model, x = LinearGaussianData(), torch.tensor([2.0, -1.0, 0.5, 1.0])
+    context = torch.full((3,), 0.25)
+    source = Baseline(Member(), x, torch.ones(3), None, Member.contexts)
+    change = source.weighted_change_to(context, source.draws(10_000)[:, 0])
+    exact, base = model.posterior(x, context), model.posterior(x, torch.ones(3))
+    shift, ratio = (exact.mean - base.mean) / base.stddev, exact.stddev / base.stddev
+    assert bool(((change.mean_shift - shift).abs() < 4.5 * change.stderr + 1e-3).all())
+    torch.testing.assert_close(change.sd_ratio, ratio.double(), rtol=0.1, atol=0)
+
+
+def test_a_single_net_that_nothing_checks_is_said_once():
+    """Two simulators as contexts: no weights without a likelihood. An ensemble has an error bar of its own."""
+
+    class Switched:
+        contexts = Contexts(simulator=Choice(("SIR", "SEIR")))
+        prior = Normal(0.0, 1.0)
+        event_shape = (1,)
+
+        def sample_batched(self, sample_shape, x, context):
+            return torch.randn(*sample_shape, len(context), 1) + context[:, -1:]
+
+    rows, settings = torch.eye(2), {"num_samples": 100, "num_null": 20, "seed": 0}
+    with pytest.warns(UserWarning, match="nothing tells the error of a single net at 2 of 2 contexts") as caught:
+        found = prior_sensitivity(Switched(), torch.zeros(1), rows, **settings)
+    assert len(caught) == 1 and found.unchecked.tolist() == [True, True]
+    assert "without the error of the net" in str(found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prior_sensitivity(DeepEnsemblePosterior([Switched(), Switched()]), torch.zeros(1), rows, **settings)
 
 
 def test_a_likelihood_also_corrects_the_baseline():
@@ -331,7 +365,10 @@ def test_the_default_baseline_lies_inside_the_contexts():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_two_gamma_model_with_a_trained_net():
-    """x ~ N(log θ_1 + log θ_2, ½) with Gamma priors: the weighted shift at γ = (1, ½) is that of quadrature."""
+    """x ~ N(log θ_1 + log θ_2, ½) with Gamma priors: the weighted shift at γ = (1, ½) is that of quadrature.
+
+    Without the likelihood a net with the wrong shift (a third of the exact one, p = 0.2) is contradicted, or marked.
+    """
     from sbi_bed.inference import ContextNPE
     from sbi_bed.simulators import simulate_with_context
 
@@ -353,6 +390,7 @@ def test_the_two_gamma_model_with_a_trained_net():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it may say that the net is off
         found = prior_sensitivity(posterior, x, context.unsqueeze(0), log_likelihood=likelihood, seed=0)
+        unaided = prior_sensitivity(posterior, x, context.unsqueeze(0), seed=0)
     grid = torch.linspace(0.005, 40, 3000, dtype=torch.float64)
     theta = torch.cartesian_prod(grid, grid)
     means, sds = [], []
@@ -364,3 +402,6 @@ def test_the_two_gamma_model_with_a_trained_net():
     exact = (means[1] - means[0]) / sds[0]
     assert bool((found.pareto_k < 0.7).all())
     assert bool(((found.weighted_shift[0] - exact).abs() < 4.5 * found.weighted_shift_stderr[0] + 0.02).all())
+    assert not bool(unaided.unchecked.any())
+    off = (unaided.mean_shift[0] - exact).abs() > 0.1 + 4.5 * unaided.mean_shift_stderr[0]
+    assert bool((~off | unaided.disagrees[0]).all())
