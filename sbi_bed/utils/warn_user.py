@@ -1,4 +1,4 @@
-"""Warnings that point at the user's line, however deep in the package they arise."""
+"""Warnings that point at the user's line, however deep in the package they arise, and none that mean nothing to the user."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["warn_user"]
+__all__ = ["warn_user", "without_sbi_notes"]
 
 _BETWEEN = ("joblib", "sbi", "torch")  # libraries that call the package back
+_NOTES = (
+    "Data has constant values in dimension",  # masks of complete data; our nets do not z-score them
+    "Note that for batched sampling, the direct posterior",  # how many draws go through the net at once
+)
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
@@ -39,3 +45,17 @@ def _folders() -> tuple[str, ...]:
     specs = (importlib.util.find_spec(name) for name in _BETWEEN)
     others = [Path(spec.origin).parent for spec in specs if spec is not None and spec.origin is not None]
     return tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], *others))
+
+
+@contextmanager
+def without_sbi_notes() -> Iterator[None]:
+    """Within this block these warnings of sbi are not shown; all others are.
+
+    Example:
+        >>> with without_sbi_notes():
+        ...     warnings.warn("Data has constant values in dimension(s) [3].")
+    """
+    with warnings.catch_warnings():
+        for note in _NOTES:
+            warnings.filterwarnings("ignore", message=note)
+        yield

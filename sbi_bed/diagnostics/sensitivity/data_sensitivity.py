@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ...utils.checks import as_finite_tensor, check_choice, check_count
 from ...utils.packing.sizes import watch_sizes
-from ...utils.sbi_warnings import without_sbi_notes
 from ...utils.seeding import seeded
 from ...utils.text_table import format_table
+from ...utils.warn_user import without_sbi_notes
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,8 +21,8 @@ from torch.distributions import Distribution
 from ...utils.checks import as_finite_tensor
 from ...utils.files import load_file, rebuilding, save_file
 from ...utils.packing.sizes import watch_sizes
-from ...utils.sbi_warnings import without_sbi_notes
 from ...utils.seeding import seeded
+from ...utils.warn_user import without_sbi_notes
 from .model_posterior import ModelPosterior, describe_model_posterior, restore_model_posterior
 from .model_probabilities import ModelProbabilities, check_models, warn_of_losing_models
 

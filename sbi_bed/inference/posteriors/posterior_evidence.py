@@ -31,11 +31,11 @@ from torch import Tensor
 from ...simulators.base import prior_log_prob
 from ...simulators.models.model_family import as_log_prior
 from ...utils.checks import as_finite_tensor, check_choice, check_count
-from ...utils.sbi_warnings import without_sbi_notes
 from ...utils.seeding import seeded
 from ...utils.smc import weights_sample_size
 from ...utils.student_t import log_student_t
 from ...utils.transforms import to_unconstrained
+from ...utils.warn_user import without_sbi_notes
 from .model_probabilities import ModelProbabilities
 
 __all__ = ["Evidence", "PosteriorEvidence", "posterior_evidence"]

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from ...utils.checks import check_count
 from ...utils.parallel import run_seeded
-from ...utils.sbi_warnings import without_sbi_notes
 from ...utils.seeding import seeded
-from ...utils.warn_user import warn_user
+from ...utils.warn_user import warn_user, without_sbi_notes
 from ..posteriors.deep_ensemble import DeepEnsemblePosterior
 from .held_out import held_out_losses, train_on_split
 

@@ -55,9 +55,9 @@ class HierarchicalEmbedding(nn.Module):
         lowest_dim: Width of the lowest level, whose elements are all observations: time and memory grow with it.
         num_blocks: Further equivariant layers of the upper levels.
         lowest_blocks: Further equivariant layers of the lowest level.
-        vary_sizes: Whether data sets are read in random sizes while the net trains, drawn anew each time
-            (`sbi_bed.neural_nets.embedding_nets.vary_sizes`), so that it learns to read any sizes up to those simulated, and missing
-            data. For sbi's trainers; those of this package have `train(vary_sizes=)`.
+        vary_sizes: Whether data sets are read in random sizes while the net trains, drawn anew each time (`vary_sizes.py`
+            beside this file), so that it learns to read any sizes up to those simulated, and missing data. For sbi's
+            trainers; those of this package have `train(vary_sizes=)`.
         encoder: For observations that are themselves series or pictures, of `input_dim` values: a net (n, input_dim) →
             (n, features) that reads each by itself, such as sbi's `CNNEmbedding`. For several channels put
             `nn.Unflatten(-1, (time, channels))` before it.

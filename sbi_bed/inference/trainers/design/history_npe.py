@@ -11,8 +11,8 @@ from ....neural_nets.embedding_nets.history import HistoryEmbedding
 from ....neural_nets.posterior_net import posterior_net
 from ....simulators.base import DesignSimulator
 from ....simulators.sbi_prior import SBIPrior
-from ....utils.sbi_warnings import without_sbi_notes
 from ....utils.tracking import NoTracker
+from ....utils.warn_user import without_sbi_notes
 
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
