@@ -116,11 +116,11 @@ def test_pathwise_training_finds_the_designs_that_tell_most():
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_policy_learns_which_questions_tell_discounting_models_apart(seed):
-    """From scratch. Designs that tell most about theta tell less than random ones about the model, and are hard to leave."""
+    """From scratch, the best of several starts: designs that tell little about the model are hard to leave."""
     mixture, horizon = ModelMixture([HyperbolicDiscounting(), ExponentialDiscounting()]), 6
     torch.manual_seed(seed)
     trainer = DAD(mixture, horizon, bound=ModelPCE(256), show_progress_bars=False)
-    policy = trainer.train(150, 256, learning_rate=1e-3, seed=seed)
+    policy = trainer.train(150, 256, learning_rate=1e-3, seed=seed, num_starts=4)
     policies = policy, RandomPolicy(mixture)
     trained, random = (model_information_gain(mixture, each, horizon, 2000, 2000, seed=1) for each in policies)
     assert trained.lower - random.lower > 3 * math.hypot(trained.lower_stderr, random.lower_stderr)

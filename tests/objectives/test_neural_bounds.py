@@ -89,10 +89,13 @@ def test_a_learned_likelihood_with_local_samples_estimates_the_gain_from_above()
     bound = LikelihoodBound(simulator, num_components=1, num_contrastive=64, proposal="local", fitting_steps=4)
     DAD(simulator, HORIZON, policy, bound=bound, show_progress_bars=False).train(100, 256, learning_rate=5e-3, seed=0)
     torch.manual_seed(5)
-    theta = simulator.prior.sample((4096,))
-    terms = bound.loss(theta, PolicySimulator(simulator, policy, HORIZON)(theta))[1]
-    exact, stderr = float(model.gain_of(policy.fixed)), float(terms.std()) / 64
-    assert exact - 3 * stderr < float(terms.mean()) < exact + 0.1
+    means = []
+    for _ in range(100):  # all experiments of a batch share their 64 samples
+        theta = simulator.prior.sample((256,))
+        means.append(bound.loss(theta, PolicySimulator(simulator, policy, HORIZON)(theta))[1].mean())
+    mean, stderr = float(torch.stack(means).mean()), float(torch.stack(means).std()) / 10
+    exact = float(model.gain_of(policy.fixed))
+    assert exact - 3 * stderr < mean < exact + 0.1
 
 
 def test_infonce_cannot_exceed_the_logarithm_of_the_batch():
