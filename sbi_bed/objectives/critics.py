@@ -99,10 +99,9 @@ class InfoNCE(CriticBound):
 
     Example:
         >>> from sbi_bed.policies import RandomPolicy
-        >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
+        >>> from sbi_bed.simulators import LocationFinding, simulate_histories
         >>> simulator = LocationFinding()
-        >>> theta = simulator.prior.sample((16,))
-        >>> x = PolicySimulator(simulator, RandomPolicy(simulator), horizon=3)(theta)
+        >>> theta, x = simulate_histories(simulator, RandomPolicy(simulator), 3, 16)
         >>> InfoNCE(simulator)(theta, x).shape
         torch.Size([16])
     """
@@ -120,10 +119,9 @@ class NWJ(CriticBound):
 
     Example:
         >>> from sbi_bed.policies import RandomPolicy
-        >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
+        >>> from sbi_bed.simulators import LocationFinding, simulate_histories
         >>> simulator = LocationFinding()
-        >>> theta = simulator.prior.sample((16,))
-        >>> x = PolicySimulator(simulator, RandomPolicy(simulator), horizon=3)(theta)
+        >>> theta, x = simulate_histories(simulator, RandomPolicy(simulator), 3, 16)
         >>> loss, terms = NWJ(simulator).loss(theta, x)  # its gradient trains critic and policy
         >>> bool(loss == -terms.mean()), terms.requires_grad
         (True, False)

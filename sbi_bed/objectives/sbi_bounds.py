@@ -63,10 +63,9 @@ class PosteriorBound(NeuralBound):
 
     Example:
         >>> from sbi_bed.policies import RandomPolicy
-        >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
+        >>> from sbi_bed.simulators import LocationFinding, simulate_histories
         >>> simulator = LocationFinding()
-        >>> theta = simulator.prior.sample((16,))
-        >>> x = PolicySimulator(simulator, RandomPolicy(simulator), horizon=3)(theta)
+        >>> theta, x = simulate_histories(simulator, RandomPolicy(simulator), 3, 16)
         >>> PosteriorBound(simulator, 3)(theta, x).shape
         torch.Size([16])
     """
@@ -149,10 +148,9 @@ class LikelihoodBound(_ContrastiveBound):
 
     Example:
         >>> from sbi_bed.policies import RandomPolicy
-        >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
+        >>> from sbi_bed.simulators import LocationFinding, simulate_histories
         >>> simulator = LocationFinding()
-        >>> theta = simulator.prior.sample((16,))
-        >>> x = PolicySimulator(simulator, RandomPolicy(simulator), horizon=3)(theta)
+        >>> theta, x = simulate_histories(simulator, RandomPolicy(simulator), 3, 16)
         >>> terms = LikelihoodBound(simulator, num_contrastive=7)(theta, x)
         >>> bool((terms <= math.log(8)).all())
         True
@@ -232,10 +230,9 @@ class RatioBound(_ContrastiveBound):
 
     Example:
         >>> from sbi_bed.policies import RandomPolicy
-        >>> from sbi_bed.simulators import LocationFinding, PolicySimulator
+        >>> from sbi_bed.simulators import LocationFinding, simulate_histories
         >>> simulator = LocationFinding()
-        >>> theta = simulator.prior.sample((16,))
-        >>> x = PolicySimulator(simulator, RandomPolicy(simulator), horizon=3)(theta)
+        >>> theta, x = simulate_histories(simulator, RandomPolicy(simulator), 3, 16)
         >>> terms = RatioBound(simulator, num_contrastive=7)(theta, x)
         >>> bool((terms <= math.log(8)).all())
         True

@@ -96,10 +96,7 @@ class HyperbolicDiscounting(Discounting):
     Theta is (log k, α), k in 1/days and α in reward units; a design is (immediate reward R in (0, 100), delay D > 0 in
     days); an outcome is 1 where the later reward is preferred, else 0.
 
-    Args:
-        prior: Distribution of (log k, α); the one of `Discounting` if None.
-        lapse: ε, the probability of each answer that has nothing to do with the question, in [0, ½).
-        design_space: Questions (R, D) that may be asked, as for `Discounting`.
+    Arguments and errors are those of `Discounting`.
 
     Example:
         >>> question, now = torch.tensor([[50.0, 30.0]]), torch.tensor([[0.0]])
@@ -119,10 +116,7 @@ class ExponentialDiscounting(Discounting):
     Theta is (log k, α), k in 1/days and α in reward units; a design is (immediate reward R in (0, 100), delay D > 0 in
     days); an outcome is 1 where the later reward is preferred, else 0.
 
-    Args:
-        prior: Distribution of (log k, α); the one of `Discounting` if None.
-        lapse: ε, the probability of each answer that has nothing to do with the question, in [0, ½).
-        design_space: Questions (R, D) that may be asked, as for `Discounting`.
+    Arguments and errors are those of `Discounting`.
 
     Example:
         >>> question, now = torch.tensor([[50.0, 30.0]]), torch.tensor([[0.0]])
