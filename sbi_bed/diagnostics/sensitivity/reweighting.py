@@ -21,9 +21,7 @@ __all__ = ["Baseline", "WeightedChange", "weighted_change"]
 
 _PRIOR_DRAWS, _LARGEST_SHARE = 1000, 0.01  # of a named prior that may lie where the posterior's own prior is 0
 
-_GOOD_K = (
-    0.3  # smoothing large weights is a bias that standard errors do not contain; up to here it is below half of one
-)
+_GOOD_K = 0.5  # above, smoothing of the largest weights is a bias of up to a standard error
 
 
 class Baseline:

@@ -89,7 +89,7 @@ def test_smoothing_is_that_of_arviz():
 @pytest.mark.parametrize("with_likelihood", [False, True])
 def test_weights_contradict_a_net_that_ignores_its_context(with_likelihood):
     """The net's shift is 0 with p = 1; weights give the exact shift, and one warning says that they differ."""
-    grid = torch.tensor([[0.5, 0.5, 0.5], [1.0, 1.0, 1.0], [2.0, 1.0, 0.7]])
+    grid = torch.tensor([[0.6, 0.6, 0.6], [1.0, 1.0, 1.0], [2.0, 1.0, 0.7]])  # k̂ near 0.3: weights on the baseline
     settings = {"log_likelihood": log_likelihood} if with_likelihood else {}
     with pytest.warns(UserWarning, match="the net moves the mean of θ0 by .* importance weights by") as caught:
         found = prior_sensitivity(Member(ignores_context=True), X, grid, num_null=20, seed=0, **settings)
