@@ -61,19 +61,19 @@ def estimate_effect(
     scores = effect_scores(arm, outcome, propensity, predicted, observed, rates)
     base = estimate_ate(scores, level, tightest_at)
     arm, outcome, propensity, predicted = (part.double() for part in (arm, outcome, propensity, predicted))
-    lacking, _ = missing_events(
-        _deviations(outcome, observed), arm, propensity, None if ends is None else ends[1] - ends[0]
+    lacking, events = missing_events(
+        _deviations(outcome, observed, arm), arm, propensity, None if ends is None else ends[1] - ends[0]
     )
     count = torch.arange(1, scores.shape[-1] + 1, dtype=torch.float64)
     stderr = (base.stderr.square() + lacking / count.square()).sqrt()
     if ends is not None:
         intervals = _betting(scores, propensity, predicted, rates, ends, level)
         return AteEstimate(base.ate, stderr, *_around(base.ate, intervals), base.num_units, level)
-    num = effective_number(scores)
+    num = effective_number(scores, events)
     plain, heavy = (stats.t.ppf(0.5 + level / 2, (n - 1).clamp_min(1).numpy()) for n in (count, count.minimum(2 * num)))
     quantile = torch.from_numpy(stats.norm.ppf(0.5 + level / 2) * heavy / plain)
     squared = squared_width(count, level, tightest_at)
-    factor = sequence_factor(squared, num) * squared.sqrt()
+    factor = sequence_factor(squared, scores, num) * squared.sqrt()
     sequence = torch.where((count < FIRST_LOOK) | factor.isinf(), torch.inf, stderr * factor)
     wald = torch.where(stderr.isinf(), torch.inf, quantile * stderr)
     return AteEstimate(
@@ -88,13 +88,19 @@ def estimate_effect(
 
 def arm_events(arm: Tensor, outcome: Tensor, propensity: Tensor, observed: Tensor) -> list[float]:
     """Effective number of events in both arms of one experiment."""
-    return missing_events(_deviations(outcome, observed), arm, propensity)[1][-1].tolist()
+    return missing_events(_deviations(outcome, observed, arm), arm, propensity)[1][-1].tolist()
 
 
-def _deviations(outcome: Tensor, observed: Tensor) -> Tensor:
-    """Outcomes less their median, (..., T), 0 where they are missing: rare outcomes are then the events."""
-    known = torch.where(observed, outcome.double(), torch.nan)
-    return (known - known.nanmedian(-1, keepdim=True).values).nan_to_num(0.0)
+def _deviations(outcome: Tensor, observed: Tensor, arm: Tensor) -> Tensor:
+    """Outcomes less the median of their arm, (..., T), 0 where they are missing: rare outcomes are then the events."""
+    deviation = torch.zeros_like(outcome, dtype=torch.float64)
+    for a in range(2):
+        mine = observed & (arm == a)
+        known = torch.where(mine, outcome.double(), torch.nan)
+        # Of an even number of values nanmedian is the lower middle one: both are used, so that −y has the median of y.
+        middle = (known.nanmedian(-1, keepdim=True).values - (-known).nanmedian(-1, keepdim=True).values) / 2
+        deviation = torch.where(mine, known - middle, deviation)
+    return deviation
 
 
 def _betting(

@@ -16,16 +16,18 @@ from sbi_bed.simulators import TreatmentProblem
 INF = float("inf")
 
 
-def problem_of(draw):
-    """No covariates, no effect, outcomes from `draw`."""
+def problem_of(draw, control=None):
+    """No covariates, no effect, outcomes from `draw`, or in arm 0 from another of the same mean."""
 
     def moments(x):
         ones = torch.ones(*x.shape[:-1], 2, dtype=torch.float64)
         return 0 * ones, ones
 
-    return TreatmentProblem(
-        lambda num: torch.zeros(num, 0).double(), moments, torch.zeros(1, 0).double(), lambda mean, _: draw(mean)
-    )
+    def simulate(mean, _):
+        both = draw(mean)
+        return both if control is None else torch.stack([control(mean[..., 0]), both[..., 1]], -1)
+
+    return TreatmentProblem(lambda num: torch.zeros(num, 0).double(), moments, torch.zeros(1, 0).double(), simulate)
 
 
 def events(rate):
@@ -117,10 +119,30 @@ def test_no_events_are_no_certainty(space):
 @pytest.mark.parametrize("policy", [NonContextualNeyman(0), NeymanTeacher(0, refit_every=20)], ids=["arms", "teacher"])
 def test_stopping_at_the_first_interval_without_zero(draw, policy):
     num = 1000 if isinstance(policy, NonContextualNeyman) else 300
-    found = estimates(draw, policy, 200, num, seed=1)
+    found = estimates(draw, policy, 400, num, seed=1)
     wrong = 1 - float(holds(found.confidence_sequence).amin(-1).mean())
     assert wrong < 0.05 + 2 * (0.05 * 0.95 / num) ** 0.5
     assert found.confidence_sequence[1][:, -1].isfinite().double().mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("draw", "mean"),
+    [
+        (lambda like: torch.randn_like(like).exp(), math.exp(0.5)),
+        (lambda like: -torch.randn_like(like).exp(), -math.exp(0.5)),
+        (lambda like: events(0.1)(like) * torch.randn_like(like).exp(), 0.1 * math.exp(0.5)),
+        (events(0.05), 0.05),
+    ],
+    ids=["skewed", "skewed down", "zero-inflated", "binary"],
+)
+@pytest.mark.parametrize("policy", [CoinFlip(0), NonContextualNeyman(0)], ids=["coin", "arms"])
+def test_one_arm_alone_is_skewed_or_has_rare_events(draw, mean, policy):
+    """Then scores are skewed, and while no event has come in that arm its outcomes look certain."""
+    num = 1000
+    problem = problem_of(draw, control=lambda like: mean + 0.05 * torch.randn_like(like))
+    found = run_treatment_study(problem, policy, 200, num, seed=2).log.running()
+    wrong = 1 - float(holds(found.confidence_sequence).amin(-1).mean())
+    assert wrong < 0.05 + 2 * (0.05 * 0.95 / num) ** 0.5
 
 
 def test_regular_outcomes_have_the_plain_interval():
