@@ -9,7 +9,7 @@ cached, so one live step costs O(t), apart from the steps at which the location 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,21 +79,12 @@ class ExperimenterTransformer(TreatmentPolicy):
         outcome_centre: float | None = None,
         outcome_scale: float | None = None,
     ):
-        super().__init__(
-            covariate_dim=covariate_dim,
-            hidden_dim=hidden_dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            clip=clip,
-            num_functions=num_functions,
-            covariate_low=covariate_low,
-            covariate_high=covariate_high,
-            outcome_centre=outcome_centre,
-            outcome_scale=outcome_scale,
-        )
+        unit: dict[str, Any] = {"num_functions": num_functions, "outcome_centre": outcome_centre}
+        unit |= {"outcome_scale": outcome_scale, "covariate_low": covariate_low, "covariate_high": covariate_high}
+        net = {"hidden_dim": hidden_dim, "num_layers": num_layers, "num_heads": num_heads}
+        super().__init__(covariate_dim, clip, **net, **unit)
         self.needs_outcomes = outcome_centre is None
-        scaling = (num_functions, covariate_low, covariate_high, outcome_centre, outcome_scale)
-        self.units = UnitFeatures(covariate_dim, 1.5, *scaling)
+        self.units = UnitFeatures(covariate_dim, 1.5, **unit)
         num = len(self.units)
         self.embed_unit = nn.Sequential(
             nn.Linear(2 * num + 7, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim)

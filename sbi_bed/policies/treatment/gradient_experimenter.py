@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,24 +92,14 @@ class GradientExperimenter(TreatmentPolicy):
         outcome_centre: float | None = None,
         outcome_scale: float | None = None,
     ):
-        super().__init__(
-            covariate_dim=covariate_dim,
-            smoothness=smoothness,
-            num_layers=num_layers,
-            clip=clip,
-            num_functions=num_functions,
-            mean_scale=mean_scale,
-            log_variance_scale=log_variance_scale,
-            covariate_low=covariate_low,
-            covariate_high=covariate_high,
-            outcome_centre=outcome_centre,
-            outcome_scale=outcome_scale,
-        )
+        unit: dict[str, Any] = {"num_functions": num_functions, "outcome_centre": outcome_centre}
+        unit |= {"outcome_scale": outcome_scale, "covariate_low": covariate_low, "covariate_high": covariate_high}
+        scales = {"mean_scale": mean_scale, "log_variance_scale": log_variance_scale}
+        super().__init__(covariate_dim, clip, smoothness=smoothness, num_layers=num_layers, **scales, **unit)
         self.num_layers = check_count(num_layers, "num_layers")
         self.needs_outcomes = outcome_centre is None
-        scaling = (num_functions, covariate_low, covariate_high, outcome_centre, outcome_scale)
-        self.units = UnitFeatures(covariate_dim, check_positive(smoothness, "smoothness"), *scaling)
-        sds = self.units.prior_sds(smoothness, mean_scale, log_variance_scale)
+        self.units = UnitFeatures(covariate_dim, check_positive(smoothness, "smoothness"), **unit)
+        sds = self.units.prior_sds(smoothness, **scales)
         num = len(self.units)
         self.log_sds = nn.ParameterList(sd.float().log() for sd in sds)
         self.log_sizes = nn.Parameter(torch.full((self.num_layers, 2, num), math.log(0.9)))

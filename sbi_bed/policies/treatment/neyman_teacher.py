@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...utils.checks import check_count, check_positive
+from ...utils.checks import check_choice, check_count, check_positive
 from .arm_moments import ArmMoments
 from .base import TreatmentPolicy, check_units, neyman_propensity
 from .binary_beliefs import BinaryBeliefs, fit_binary_beliefs
@@ -30,8 +30,6 @@ from .unit_features import OutcomeUnit, UnitFeatures
 
 __all__ = ["NeymanTeacher"]
 
-_RULES = ("predictive", "posterior", "plug-in")
-_SPACES = (None, "real", "binary")
 _FEWEST_FOR_BINARY = 8  # outcomes of two values that are taken for binary
 
 
@@ -127,35 +125,19 @@ class NeymanTeacher(TreatmentPolicy):
         outcome_space: Literal["real", "binary"] | None = None,
         logit_scale: float = 1.5,
     ):
-        super().__init__(
-            covariate_dim=covariate_dim,
-            smoothness=smoothness,
-            clip=clip,
-            burn_in=burn_in,
-            refit_every=refit_every,
-            rule=rule,
-            num_functions=num_functions,
-            mean_scale=mean_scale,
-            log_variance_scale=log_variance_scale,
-            covariate_low=covariate_low,
-            covariate_high=covariate_high,
-            outcome_centre=outcome_centre,
-            outcome_scale=outcome_scale,
-            outcome_space=outcome_space,
-            logit_scale=logit_scale,
-        )
+        unit: dict[str, Any] = {"num_functions": num_functions, "outcome_centre": outcome_centre}
+        unit |= {"outcome_scale": outcome_scale, "covariate_low": covariate_low, "covariate_high": covariate_high}
+        scales = {"mean_scale": mean_scale, "log_variance_scale": log_variance_scale}
+        rules = {"burn_in": burn_in, "refit_every": refit_every, "rule": rule, "smoothness": smoothness}
+        binary = {"outcome_space": outcome_space, "logit_scale": logit_scale}
+        super().__init__(covariate_dim, clip, **rules, **scales, **binary, **unit)
         self.smoothness = check_positive(smoothness, "smoothness")
         self.burn_in, self.refit_every = check_count(burn_in, "burn_in", 0), check_count(refit_every, "refit_every")
-        if rule not in _RULES:
-            raise ValueError(f"rule must be one of {', '.join(map(repr, _RULES))}, got {rule!r}.")
-        self.rule = rule
-        if outcome_space not in _SPACES:
-            raise ValueError(f"outcome_space must be 'real', 'binary' or None, got {outcome_space!r}.")
-        self.outcome_space = outcome_space
+        self.rule = check_choice(rule, "rule", ("predictive", "posterior", "plug-in"))
+        self.outcome_space = check_choice(outcome_space, "outcome_space", ("real", "binary", None))
         self.needs_outcomes = outcome_centre is None
-        scaling = (num_functions, covariate_low, covariate_high, outcome_centre, outcome_scale)
-        self.units = UnitFeatures(covariate_dim, self.smoothness, *scaling)
-        mean_sd, log_variance_sd = self.units.prior_sds(self.smoothness, mean_scale, log_variance_scale)
+        self.units = UnitFeatures(covariate_dim, self.smoothness, **unit)
+        mean_sd, log_variance_sd = self.units.prior_sds(self.smoothness, **scales)
         self.register_buffer("mean_sd", mean_sd, persistent=False)
         self.register_buffer("log_variance_sd", log_variance_sd, persistent=False)
         logit_sd = self.units.basis.sd(self.smoothness, check_positive(logit_scale, "logit_scale"))
