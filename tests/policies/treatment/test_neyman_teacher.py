@@ -217,7 +217,7 @@ def test_errors_say_what_is_wrong():
         NeymanTeacher(1, clip=0.5)
     with pytest.raises(ValueError, match="smoothness must be positive"):
         NeymanTeacher(1, smoothness=0.0)
-    with pytest.raises(ValueError, match="rule must be 'predictive', 'posterior', 'plug-in', got 'best'"):
+    with pytest.raises(ValueError, match="rule must be 'predictive', 'posterior' or 'plug-in', got 'best'"):
         NeymanTeacher(1, rule="best")
     with pytest.raises(ValueError, match="mean_scale must be positive"):
         NeymanTeacher(1, mean_scale=-1.0)
