@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Beta, Gamma
 
-from sbi_bed.diagnostics import atypicality, data_sensitivity, model_report, simulation_gap
+from sbi_bed.diagnostics import atypicality, data_sensitivity, evidence_recovery, model_report, simulation_gap
 from sbi_bed.inference import DeepEnsemblePosterior, ModelComparison, ModelPosterior
 from sbi_bed.neural_nets import HierarchicalEmbedding
 from sbi_bed.simulators import NestedNormal, simulate_models
@@ -315,3 +315,26 @@ def test_the_order_of_losing_models_is_not_claimed(apart):
     assert lines[2].count("<0.001") == 2 and lines[3].count("<0.001") == 0
     assert "PosteriorEvidence" in str(report)
     assert math.isclose(float(report.probs[0].sum()), 1, rel_tol=1e-6)
+
+
+def test_what_a_classifier_knows_of_losing_models_is_a_bound():
+    """Means 0, 2 and 4, eight observations: at x near 2 both others lose, with |log BF| up to 9 exactly known.
+
+    The bound p < 0.001 holds, up to a factor of 10. The Bayes factor is off by nats, and each of them is warned of.
+    """
+    means, num = torch.tensor([0.0, 2.0, 4.0]), 6000
+    index = torch.arange(num) % 3
+    x = torch.randn(num, 8) + means[index].unsqueeze(-1)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.SiLU(), torch.nn.Linear(32, 8))
+    comparison = ModelComparison(3, net, show_progress_bars=False).append_simulations(index, x)
+    comparison.train(max_num_epochs=12, seed=0)
+    posterior, x = comparison.build_posterior(), torch.randn(1000, 8) + 2
+    exact = torch.distributions.Normal(means.unsqueeze(-1), 1.0).log_prob(x.unsqueeze(1)).sum(-1).double()
+    lost = posterior.log_probs(x)[:, [0, 2]].amax(-1) < math.log(1e-3)
+    assert float(lost.double().mean()) > 0.5
+    assert float(exact.log_softmax(-1)[lost][:, [0, 2]].max()) < math.log(1e-2)
+    with pytest.warns(RuntimeWarning, match=f"for {int(lost.sum())} of 1000 data sets"):
+        found = posterior.log_bayes_factor(x, 2, 0)
+    size = exact[:, 2] - exact[:, 0]
+    recovery = evidence_recovery(found, size, largest_log_prob=posterior.log_probs(x)[:, [0, 2]].amax(-1))
+    assert recovery.losing[0] == int(lost.sum()) and recovery.losing[1] > 1
