@@ -16,6 +16,7 @@ from .trainers.actors.perception import PerceptionTrainer
 from .trainers.by_steps import StepTrainer
 from .trainers.design.dad import DAD
 from .trainers.design.history_npe import HistoryNPE
+from .trainers.design.policy_report import PolicyReport
 from .trainers.design.refinement import Refinement, refine_policy
 from .trainers.ensemble import train_ensemble
 from .trainers.models.model_comparison import ModelComparison
@@ -41,6 +42,7 @@ __all__ = [
     "ModelPosterior",
     "ModelProbabilities",
     "PerceptionTrainer",
+    "PolicyReport",
     "PosteriorEvidence",
     "PosteriorReport",
     "PredictiveCheck",

@@ -57,6 +57,11 @@ class InformationGain:
     def __str__(self) -> str:
         sizes = self.effective_sample_sizes
         worth = "" if sizes is None else f", worth {float(sizes.median()):,.0f} in the median"
+        if math.isinf(self.upper):
+            return (
+                f"{self.lower:.3f} ± {self.lower_stderr:.3f} ≤ EIG, without an upper bound "
+                f"(L = {self.num_contrastive:,}{worth}, {self.num_rollouts} rollouts)"
+            )
         return (
             f"{self.lower:.3f} ± {self.lower_stderr:.3f} ≤ EIG ≤ {self.upper:.3f} ± {self.upper_stderr:.3f} nats "
             f"(L = {self.num_contrastive:,}{worth}, {self.num_rollouts} rollouts)"

@@ -197,6 +197,14 @@ class DesignSpace:
         inside = self.constraint.check(design)  # pyright: ignore[reportOptionalMemberAccess]
         return inside if inside.ndim < design.ndim else inside.all(-1)
 
+    def on_border(self, design: Tensor, share: float = 0.01) -> Tensor:
+        """Whether design values (..., D) lie within this share of their interval from one of its ends; never elsewhere."""
+        bounds = _bounds(self.constraint)
+        if self.candidates is not None or bounds is None:
+            return torch.zeros_like(design, dtype=torch.bool)
+        low, high = (torch.as_tensor(b).to(design) for b in bounds)
+        return torch.minimum(design - low, high - design) < share * (high - low)
+
     def check(self, design: Any) -> Tensor:
         """Return `design` as a tensor (..., D) that lies in the space; a `ValueError` otherwise."""
         design = as_finite_tensor(design, "design", last_dim=self.dim)

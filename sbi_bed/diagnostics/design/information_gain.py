@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from ...objectives.base import Bound, NeuralBound
 from ...objectives.bounds import InformationGain, estimate_bounds
 from ...simulators.base import DesignSimulator
+from ...simulators.design.black_box import BlackBoxSimulator
 from ...simulators.experiments import sampler_of
 from ...simulators.rollout import PolicySimulator, warn_beyond_training
 from ...utils.checks import check_choice, check_count, check_positive
@@ -44,6 +46,8 @@ def expected_information_gain(
     With `proposal=None` contrastive samples are draws of the prior (sPCE and sNMC); memory does not grow with their
     number. Gains of more than about 8 nats are out of their reach: `proposal="posterior"` then draws them where each
     history has its posterior, and weights them (ACE and VNMC).
+
+    Under a likelihood that a simulator of `process_design_simulator` has learned, the lower bound alone holds.
 
     Without a likelihood there is a lower bound alone, by a net that has learned the experiment under this policy:
     `bound=DAD(...).bound`, where `DAD` trained the policy, or trained the net alone because the policy has no weights.
@@ -122,7 +126,8 @@ def expected_information_gain(
     num_rollouts = check_count(num_rollouts, "num_rollouts")
     num_contrastive = check_count(num_contrastive, "num_contrastive")
     with seeded(seed):
-        return estimate(simulator, policy, num_trials, num_rollouts, num_contrastive, **settings)
+        gain = estimate(simulator, policy, num_trials, num_rollouts, num_contrastive, **settings)
+    return _lower_alone(gain) if isinstance(simulator, BlackBoxSimulator) else gain
 
 
 def _check_suits(simulator: DesignSimulator, prior: Any, proposal: str | None, max_gap: float | None) -> None:
@@ -134,8 +139,16 @@ def _check_suits(simulator: DesignSimulator, prior: Any, proposal: str | None, m
     check_choice(proposal, "proposal", (None, "posterior"))
     if proposal is not None and prior is not None and not (hasattr(prior, "sample") and hasattr(prior, "log_prob")):
         raise ValueError('proposal="posterior" needs a prior with a density: a distribution with sample and log_prob.')
+    if max_gap is not None and isinstance(simulator, BlackBoxSimulator):
+        raise ValueError("max_gap= needs an upper bound, and under a learned likelihood there is none.")
     if max_gap is not None and max_gap != 0:
         check_positive(max_gap, "max_gap")
+
+
+def _lower_alone(gain: InformationGain) -> InformationGain:
+    """Contrasted under a learned likelihood, or by a net, outcomes of a simulator give a lower bound, but no upper one."""
+    nothing = torch.full_like(gain.upper_samples, math.inf)
+    return dataclasses.replace(gain, upper=math.inf, upper_stderr=math.nan, upper_samples=nothing)
 
 
 @torch.no_grad()
@@ -148,7 +161,5 @@ def _neural_gain(
     terms = bound.eval()(theta, PolicySimulator(simulator, policy, horizon)(theta))
     bound.train(training)
     stderr = float(terms.std()) / math.sqrt(num_rollouts)
-    nothing = torch.full_like(terms, math.inf)
-    return InformationGain(
-        float(terms.mean()), math.inf, stderr, math.nan, num_rollouts - 1, num_rollouts, terms, nothing
-    )
+    mean = float(terms.mean())
+    return _lower_alone(InformationGain(mean, mean, stderr, stderr, num_rollouts - 1, num_rollouts, terms, terms))

@@ -111,6 +111,10 @@ class StepTrainer:
     def _before_step(self, done: float) -> None:
         """Called before each step."""
 
+    def _share_after(self, settings: StepSettings) -> float:
+        """Share of a time limit that is kept for `_finish`."""
+        return 0.0
+
     def _finish(self) -> None:
         """Called under the seed, after the last step."""
 
@@ -144,6 +148,7 @@ class StepTrainer:
                 self._restore(kept, file)
                 begin -= kept["seconds"]
             self._take_steps(settings, file, begin)
+            self._seconds = time.perf_counter() - begin
             self._finish()
         for net in self._nets().values():
             net.eval()
@@ -155,7 +160,10 @@ class StepTrainer:
         done, started, reported = 0.0, self.num_steps, self.num_steps
         with tqdm(**progress, disable=not (self._show_progress_bars and is_first)) as bar:
             while self.num_steps < settings.num_steps:
-                used = 0.0 if settings.max_seconds is None else (time.perf_counter() - begin) / settings.max_seconds
+                limit = (
+                    None if settings.max_seconds is None else (1 - self._share_after(settings)) * settings.max_seconds
+                )
+                used = 0.0 if limit is None else (time.perf_counter() - begin) / limit
                 if used >= 1:
                     break
                 done = max(self.num_steps / settings.num_steps, used)

@@ -345,10 +345,10 @@ def _pairs(a: Tensor, b: Tensor) -> Tensor:
     a, b = (x.reshape(*[1] * (num_lead + 2 - x.ndim), *x.shape) for x in (a, b))
     lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     terms = [
-        ("".join(chr(97 + i) for i in range(num_lead) if x.shape[i] > 1) + "yz", x.squeeze(tuple(range(num_lead))))
+        ("".join(chr(97 + i) for i in range(num_lead) if x.shape[i] != 1) + "yz", x.squeeze(tuple(range(num_lead))))
         for x in (a, b)
     ]
-    kept = "".join(chr(97 + i) for i in range(num_lead) if lead[i] > 1)
+    kept = "".join(chr(97 + i) for i in range(num_lead) if lead[i] != 1)
     product = torch.einsum(f"{terms[0][0]},{terms[1][0]}->y{kept}", terms[0][1], terms[1][1])
     return product.reshape(product.shape[0], *lead)
 

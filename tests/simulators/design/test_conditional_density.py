@@ -132,7 +132,15 @@ def test_draws_have_the_gradients_of_the_distribution_function():
 
 
 def test_pairs_are_sums_over_terms():
-    for a, b in (((5, 1), (4,)), ((), (3,)), ((2, 1, 3), (4, 1)), ((1,), (1,)), ((6,), (6,)), ((3, 1, 2), (3, 4, 1))):
+    for a, b in (
+        ((5, 1), (4,)),
+        ((), (3,)),
+        ((2, 1, 3), (4, 1)),
+        ((1,), (1,)),
+        ((6,), (6,)),
+        ((3, 1, 2), (3, 4, 1)),
+        ((3, 1, 2), (3, 0, 1)),
+    ):
         x, y = torch.randn(*a, 3, 4, dtype=torch.float64), torch.randn(*b, 3, 4, dtype=torch.float64)
         torch.testing.assert_close(_pairs(x, y), (x * y).sum(-1).movedim(-1, 0))
 

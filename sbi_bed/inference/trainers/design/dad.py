@@ -33,6 +33,7 @@ from ..by_steps import StepTrainer
 from ..settings import StepSettings
 from .bounded_gradients import BoundedGradients
 from .moved_arguments import bound_with_moved_arguments
+from .policy_report import PolicyReport, report_on
 
 if TYPE_CHECKING:
     from sbi.sbi_types import Tracker
@@ -44,6 +45,7 @@ _LEARNING, _IMPROVING = (
     0.25,
     0.1,
 )  # shares of a time limit for a black box's likelihood, at first and where the policy goes
+_REPORTING, _WHOLE_TRAINING = 0.05, 50_000  # share of a time limit; experiments from which a report is made at once
 _IMPROVE_AT = 0.5  # share of a training after which it is improved
 
 
@@ -120,7 +122,33 @@ class DAD(StepTrainer):
         self.experiments = self._experiments(prior, state)
         self.bound.check(self.experiments)
         self._first_trials: int | None = None
+        self._is_race, self._report_seed = False, 0
+        self._policy_report: PolicyReport | None = None
         self._num_starts = 1
+
+    @property
+    def report(self) -> PolicyReport:
+        """The policy beside random designs, fixed designs and one-step lookahead, by one judge; made when it is asked for.
+
+        After a training of 50,000 experiments or more it is there already, with a warning if something is wrong.
+
+        Raises:
+            ValueError: If nothing was trained, or the training was not towards the whole gain about theta: it went on from
+                a history, had a prior of its own, or a bound on the gain about models.
+        """
+        if self._policy_report is None:
+            if self.num_steps == 0 or not self._can_report:
+                raise ValueError(
+                    "there is a report on a policy that was trained from the first trial on, under the prior."
+                )
+            self._policy_report = report_on(self.policy, self.simulator, self.horizon, seed=self._report_seed)
+        return self._policy_report
+
+    @property
+    def _can_report(self) -> bool:
+        plain = self.history is None and not self.experiments.has_own_prior and type(self) is DAD
+        plain = plain and self.device.type == "cpu"
+        return plain and isinstance(self.bound, (PCE, NeuralBound))
 
     @property
     def bounds(self) -> list[float]:
@@ -174,6 +202,7 @@ class DAD(StepTrainer):
             )
         self._set_num_contrastive(num_contrastive)
         self.bound.check(self.experiments)
+        self._policy_report = None
         self._train(checked)
         return self.policy
 
@@ -217,7 +246,7 @@ class DAD(StepTrainer):
         trials = []
         for start in range(self._num_starts):
             trial = copy.copy(self)
-            trial._num_starts, trial._tracker, trial.reports = 1, None, []
+            trial._num_starts, trial._tracker, trial.reports, trial._is_race = 1, None, [], True
             trial.label = f"start {start + 1} of {self._num_starts}"
             trial.policy, trial.bound = copy.deepcopy(self.policy), copy.deepcopy(self.bound)
             if start > 0:
@@ -252,15 +281,41 @@ class DAD(StepTrainer):
         loss, terms = self.bound.training_loss(batch, self.experiments)
         return loss, terms.mean()
 
-    @torch.no_grad()
     def _finish(self) -> None:
-        """Of a static policy's lists of designs keep that whose bound is highest, on 1,024 new histories of each."""
-        policy = self.policy
+        """Of a static policy's lists of designs keep that whose bound is highest, on 1,024 new histories of each; report."""
+        policy, settings = self.policy, self._settings
         if isinstance(policy, Policy):
             policy.trained_horizon = max(self.horizon, policy.trained_horizon or 0)
-        if not isinstance(policy, StaticPolicy) or policy.num_starts == 1:
+        if isinstance(policy, StaticPolicy) and policy.num_starts > 1:
+            policy.keep_start(int(self._mean_terms(policy.num_starts).argmax()))
+        self._report_seed = int(torch.randint(2**31, ()))
+        if not self._is_reported(settings):
             return
-        policy.keep_start(int(self._mean_terms(policy.num_starts).argmax()))
+        limit = None if settings.max_seconds is None else max(0.1, settings.max_seconds - self._seconds)
+        policy.eval()
+        try:
+            report = report_on(policy, self.simulator, self.horizon, seed=self._report_seed, max_seconds=limit)
+        except (RuntimeError, TypeError, ValueError) as err:  # the training is done, and must not be lost
+            warn_user(f"the policy is trained, but could not be compared with simple ones: {err}")
+            return
+        self._policy_report = report
+        if self._show_progress_bars:
+            print(report)
+        if report.problems:
+            warn_user(
+                "the training may have failed: "
+                + "; ".join(report.problems)
+                + ". See DAD.report; try num_starts=4, more "
+                "steps, another learning_rate, or GreedyPolicy, which needs no training."
+            )
+
+    def _share_after(self, settings: StepSettings) -> float:
+        return _REPORTING if self._is_reported(settings) else 0.0
+
+    def _is_reported(self, settings: StepSettings) -> bool:
+        """Whether the report is made at once: after a whole training, by one process, towards the gain about theta."""
+        is_whole = settings.num_steps * settings.batch_size >= _WHOLE_TRAINING
+        return is_whole and self._can_report and not self._is_race and self._shards.num_processes == 1
 
     # ---- pieces
 
