@@ -224,10 +224,14 @@ def test_copies_and_plain_data_give_the_same_summaries():
 
 @pytest.mark.parametrize("model", ["maf", "mdn"])
 def test_it_is_an_embedding_net_of_sbi(model):
-    """Mean of all groups from groups of different sizes: the posterior is close to the closed form."""
+    """Mean of all groups from groups of different sizes: the posterior is close to the closed form.
+
+    sbi's learning rate is constant, which leaves the posterior's mean off by up to .25 sd in all data sets alike, so the
+    training ends at a tenth of it. With d weights that matter the squared error of means is about d/N, in squared sds.
+    """
     torch.manual_seed(2)
     prior = BoxUniform(torch.tensor([-2.0]), torch.tensor([2.0]))
-    theta = prior.sample((3000,))
+    theta = prior.sample((6000,))
 
     def simulate(theta):
         centres = theta.view(-1, 1, 1, 1) + 0.5 * torch.randn(len(theta), 5, 1, 1)
@@ -240,7 +244,10 @@ def test_it_is_an_embedding_net_of_sbi(model):
     inference = NPE(prior, density_estimator=build, tracker=NoTracker(), show_progress_bars=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of features that do not vary, and of the last epoch
-        inference.append_simulations(theta, x).train(training_batch_size=256, learning_rate=3e-3, max_num_epochs=15)
+        inference.append_simulations(theta, x)
+        for epochs, rate in ((8, 3e-3), (4, 3e-4)):
+            settings = {"max_num_epochs": epochs, "learning_rate": rate, "force_first_round_loss": True}
+            inference.train(training_batch_size=256, **settings)
     posterior = inference.build_posterior()
     true = prior.sample((200,)) * 0.7
     x = simulate(true)
@@ -250,8 +257,7 @@ def test_it_is_an_embedding_net_of_sbi(model):
     sd = ((0.25 + 1 / 4) / groups).sqrt()  # of the posterior, where the prior's bounds are far
     inside = mean.abs() < 1.2
     error = ((draws.mean(0) - mean) / sd)[inside]
-    # After some 170 steps. Over eight seeds the mean error had sd .09, the sd of errors was .14 to .21.
-    assert error.std() < 0.4 and abs(float(error.mean())) < 0.3
+    assert error.square().mean() < 300 / 5400  # d of .25 sd; of 2,000 weights some 100 matter
     assert abs(float((draws.std(0) / sd)[inside].mean()) - 1) < 0.2
 
 

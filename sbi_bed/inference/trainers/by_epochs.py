@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -272,17 +272,23 @@ class EpochTrainer:
         """Whether all epochs, or all of the time, are behind."""
         return self._loop.epoch >= self._settings.max_num_epochs or self._used >= 1
 
-    @torch.no_grad()
     def _losses_of_held_out(self) -> Tensor:
         """Loss of each held-out simulation, (N,), float64, of the net as it is now."""
+        return self._of_held_out(self._losses)
+
+    @torch.no_grad()
+    def _of_held_out(self, of: Callable[[tuple[Tensor, ...]], Tensor]) -> Tensor:
+        """What `of` gives for batches of held-out simulations, (N, …), float64, with the net as it is now."""
         self._net.eval()
-        return torch.cat([self._losses_of(batch) for batch in self._held_out]).double().cpu()
+        return torch.cat([self._with_fixed_sizes(of, batch) for batch in self._held_out]).double().cpu()
 
     def _losses_of(self, batch: tuple[Tensor, ...]) -> Tensor:
-        if self._net.training or not self.varied_sizes:
-            return self._losses(batch)
-        with seeded(_HELD_OUT_SEED, self.device):  # the held-out simulations have the same random sizes each time
-            return self._losses(batch)
+        return self._losses(batch) if self._net.training else self._with_fixed_sizes(self._losses, batch)
+
+    def _with_fixed_sizes(self, of: Callable[[tuple[Tensor, ...]], Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        """`of(batch)`, where held-out simulations have the same random sizes each time."""
+        with seeded(_HELD_OUT_SEED if self.varied_sizes else None, self.device):
+            return of(batch)
 
     def _rate(self) -> float:
         by_epochs = (self._loop.epoch + self._batches.done) / self._settings.max_num_epochs

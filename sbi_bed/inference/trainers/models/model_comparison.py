@@ -267,8 +267,10 @@ class ModelComparison(EpochTrainer):
         return (net, x) if isinstance(net, HierarchicalEmbedding) else None
 
     def _losses(self, batch: tuple[Tensor, ...]) -> Tensor:
-        model_index, x = batch
-        return self._loss(self._net(x.to(next(self._net.head.parameters()))), model_index)  # pyright: ignore
+        return self._loss(self._evidences(batch), batch[0])
+
+    def _evidences(self, batch: tuple[Tensor, ...]) -> Tensor:
+        return self._net(batch[1].to(next(self._net.head.parameters())))  # pyright: ignore
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -324,11 +326,30 @@ class ModelComparison(EpochTrainer):
 
         sbi's loop leaves the weights of the epoch with the lowest validation loss. Where the learning rate has fallen to
         nothing the last are better in truth, and the lowest of many noisy numbers may well belong to an early epoch.
+
+        The standard error is what it is if the last weights are right: the variance of the losses' difference under the
+        probabilities q that they give. A net that is far too sure says that it is hardly ever wrong. Its few large losses
+        then refute it, while the scatter of these losses among the simulations would excuse it.
         """
-        best, weights = self._losses_of_held_out(), {k: v.clone() for k, v in net.state_dict().items()}
+        index = torch.cat([m for m, _ in self._held_out])
+        (best, _), weights = self._of_each_model(), {k: v.clone() for k, v in net.state_dict().items()}
         net.load_state_dict(last)
-        if _is_lower(best, self._losses_of_held_out()):
+        losses, q = self._of_each_model()
+        gain = losses - best
+        variance = (q * (gain - (q * gain).sum(-1, keepdim=True)).square()).sum()
+        if gain.gather(-1, index.cpu().unsqueeze(-1)).sum() > 2 * variance.sqrt():
             net.load_state_dict(weights)
+
+    def _of_each_model(self) -> tuple[Tensor, Tensor]:
+        """Of held-out simulations, the loss if each model were the true one, and the models' probabilities, both (N, J)."""
+
+        def judge(batch: tuple[Tensor, ...]) -> Tensor:
+            evidences = self._evidences(batch)
+            models = torch.arange(self.num_models, device=evidences.device).expand_as(evidences)
+            losses = [self._loss(evidences, model) for model in models.unbind(-1)]
+            return torch.stack([torch.stack(losses, -1), (evidences + self._loss.log_frequencies).softmax(-1)], 1)
+
+        return self._of_held_out(judge).unbind(1)  # pyright: ignore[reportReturnType]
 
 
 def _is_lower(first: Tensor, second: Tensor) -> bool:

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from torch.nn.functional import logsigmoid
 
 from sbi_bed.inference import ModelComparison, ModelPosterior
 from sbi_bed.neural_nets import HierarchicalEmbedding
@@ -92,21 +93,24 @@ def grouped():
 
 
 def test_probabilities_are_close_to_the_exact_ones(gaussians, test_x):
-    """With d weights that matter KL is about d/2N; 6,000 simulations and some tens of weights give a few thousandths."""
+    """With d weights that matter KL is about d/2N; 6,000 simulations and some tens of weights give a few thousandths.
+
+    Six weights that know the exact form, fitted by maximum likelihood, have an error of .105 (Fisher information) where log
+    Bayes factors are below 5. Beyond there is about one simulation in 150 of the losing model.
+    """
     assert divergence(gaussians, test_x) < 0.006
     torch.testing.assert_close(gaussians.probs(test_x).sum(-1), torch.ones(3000).double())
-    error = gaussians.log_bayes_factor(test_x, 2, 0) - (
-        Gaussians.log_evidences(test_x)[:, [2, 0]] @ torch.tensor([1.0, -1]).double()
-    )
-    assert error.square().mean().sqrt() < 0.4
+    exact = Gaussians.log_evidences(test_x)[:, [2, 0]] @ torch.tensor([1.0, -1]).double()
+    error = (gaussians.log_bayes_factor(test_x, 2, 0) - exact)[exact.abs() < 5]
+    assert error.square().mean().sqrt() < 0.105 * (50 / 6) ** 0.5
 
 
 def test_grouped_data_of_different_sizes(grouped):
     torch.manual_seed(5)
     _, x = GroupedMeans.simulate(3000)
     exact, net = GroupedMeans.log_bayes_factor(x), grouped.log_bayes_factor(x, 1, 0)
-    p, q = exact.sigmoid(), net.sigmoid()
-    divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    exact_log_probs, log_probs = (logsigmoid(torch.stack([-each, each], -1)) for each in (exact, net))
+    divergence = (exact_log_probs.exp() * (exact_log_probs - log_probs)).sum(-1)
     for few in (True, False):
         assert divergence[(x[..., 1].sum((1, 2)) < 14) == few].mean() < 0.015
     assert (exact - net)[exact.abs() < 5].square().mean().sqrt() < 0.4
@@ -186,19 +190,19 @@ def test_training_stops_in_time_and_when_nothing_improves():
 
 def test_an_overfitted_end_is_not_preferred_to_an_earlier_epoch(test_x):
     """Few simulations, many passes, no early stop: the last weights are far too sure, and the best are kept."""
-    comparison = trainer(300)
+    comparison = trainer(1000)  # 300 to train on; the other 700 tell a difference of .03 nats
     comparison.train(
         32,
         0.02,
-        max_num_epochs=60,
+        max_num_epochs=100,
         stop_after_epochs=1000,
-        validation_fraction=0.3,
+        validation_fraction=0.7,
         seed=0,
         final_learning_rate=1,
         weight_decay=0,
     )
-    assert comparison.validation_losses[-1] > min(comparison.validation_losses) + 0.1
-    assert divergence(comparison.build_posterior(), test_x) < 0.15
+    assert comparison.validation_losses[-1] > min(comparison.validation_losses) + 0.03
+    assert divergence(comparison.build_posterior(), test_x) < 50 / 600
 
 
 def test_transfer_goes_on_from_a_trained_net_at_a_tenth_of_the_rate(grouped):
