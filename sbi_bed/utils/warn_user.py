@@ -10,10 +10,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
-__all__ = ["warn_user", "without_sbi_notes"]
+__all__ = ["is_first_in_call", "warn_user", "without_sbi_notes"]
 
-_BETWEEN = ("joblib", "sbi", "torch")  # libraries that call the package back
+_BETWEEN = ("joblib", "nflows", "pyro", "sbi", "torch", "zuko")  # libraries that call the package back
 _NOTES = (
     "Data has constant values in dimension",  # masks of complete data; our nets do not z-score them
     "Note that for batched sampling, the direct posterior",  # how many draws go through the net at once
@@ -34,10 +35,31 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
         >>> str(caught[0].message)
         'look here'
     """
-    folders, frame, level = _folders(), sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(folders):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level)
+    _, depth = _call_of_user()
+    warnings.warn(message, category, stacklevel=depth)
+
+
+def is_first_in_call() -> bool:
+    """Whether this is asked for the first time in one call of the user, which may lead here thousands of times.
+
+    The call is the outermost frame below the user's. It carries the mark, so that the next call is another one: as
+    `f_trace_lines`, which only debuggers read.
+
+    Example:
+        >>> is_first_in_call()
+        True
+    """
+    call, _ = _call_of_user()
+    first, call.f_trace_lines = call.f_trace_lines, False
+    return first
+
+
+def _call_of_user() -> tuple[FrameType, int]:
+    """The outermost frame below the innermost line of the user, and the `stacklevel` of that line for the caller."""
+    folders, call, depth = _folders(), sys._getframe(1), 2
+    while call.f_back is not None and call.f_back.f_code.co_filename.startswith(folders):
+        call, depth = call.f_back, depth + 1
+    return call, depth
 
 
 @functools.cache

@@ -44,7 +44,7 @@ class EpochSettings(Settings):
         max_num_epochs: Passes through the simulations, at most.
         training_batch_size: Simulations in each step.
         validation_fraction: Share of the simulations that is held out.
-        stop_after_epochs: Epochs without a lower validation loss after which to stop.
+        stop_after_epochs: Epochs without a lower validation loss after which to stop; None for never.
         split_seed: Seed of which simulations are held out; drawn like all else if None.
         weight_decay: Of AdamW.
         max_restarts: How often to start again, at most.
@@ -55,7 +55,7 @@ class EpochSettings(Settings):
     max_num_epochs: int
     training_batch_size: int
     validation_fraction: float
-    stop_after_epochs: int
+    stop_after_epochs: int | None = None
     split_seed: int | None = None
     weight_decay: float = 0.0
     max_restarts: int = 0
@@ -65,7 +65,8 @@ class EpochSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         for name in ("max_num_epochs", "training_batch_size", "stop_after_epochs"):
-            self._set(name, check_count(getattr(self, name), name))
+            if name != "stop_after_epochs" or self.stop_after_epochs is not None:
+                self._set(name, check_count(getattr(self, name), name))
         self._set("max_restarts", check_count(self.max_restarts, "max_restarts", 0))
         if self.split_seed is not None:
             self._set("split_seed", check_count(self.split_seed, "split_seed", -(2**63)))
@@ -220,7 +221,7 @@ class EpochTrainer:
                 self._batches,
                 self._held_out,
                 settings.max_num_epochs,
-                settings.stop_after_epochs,
+                settings.stop_after_epochs or settings.max_num_epochs + 1,
                 settings.clip_max_norm,
             )
         self.validation_losses, self.num_epochs = list(self._loop.validation_losses), self._loop.epoch

@@ -3,8 +3,9 @@ r"""Data sets of random sizes out of full ones: training data from which a net l
 From the mask of a packed data set, elements are taken away at random, at each level from the highest to the lowest:
 
 - with probability 1/4 the data set stays as it is;
-- of each level, with probability 1/2, each set keeps m of its n elements, m log-uniform in 1, …, n: one m for all sets of a
-  data set but for a share of them, uniform in [0, 1], which have an m of their own, at most as large;
+- of each level, each set keeps m of its n elements: with probability 1/2 all of them, otherwise m log-uniform in 1, …, n,
+  one m for all sets of a data set; but with probability 1/2 a share of the sets, uniform in [0, 1], has a size of its own,
+  log-uniform and at most as large;
 - with probability 1/2 a share of all observations, uniform in [0, 0.6], is missing.
 
 So there are data sets of one group, groups of one observation beside large ones, and all in between. Nothing is drawn for
@@ -18,7 +19,7 @@ from torch import Tensor
 
 __all__ = ["random_sizes"]
 
-_UNCHANGED, _LEVEL_FULL, _NONE_MISSING, _MOST_MISSING = 0.25, 0.5, 0.5, 0.6
+_UNCHANGED, _LEVEL_FULL, _SOME_OWN, _NONE_MISSING, _MOST_MISSING = 0.25, 0.5, 0.5, 0.5, 0.6
 
 
 @torch.no_grad()
@@ -48,11 +49,11 @@ def _thin_level(mask: Tensor, level: int) -> Tensor:
     there = mask if level == mask.ndim - 2 else mask.flatten(level + 2).any(-1)  # (B, *sets, elements)
     size = there.sum(-1)
     largest = size.flatten(1).amax(1) if size.ndim > 1 else size
-    usual = _as_column(_log_uniform(largest), size)
-    own = _log_uniform(torch.minimum(usual.expand_as(size), size.clamp_min(1)))
-    has_own = torch.rand(size.shape, device=mask.device) < _as_column(torch.rand(len(mask), device=mask.device), size)
-    wanted = torch.where(has_own, own, usual.expand_as(size))
-    wanted = torch.where(_as_column(_chance(mask, _LEVEL_FULL), size), largest.max(), wanted)
+    usual = _as_column(torch.where(_chance(mask, _LEVEL_FULL), largest, _log_uniform(largest)), size).expand_as(size)
+    own = _log_uniform(torch.minimum(usual, size.clamp_min(1)))
+    share_of_own = torch.rand(len(mask), device=mask.device) * _chance(mask, _SOME_OWN)
+    has_own = torch.rand(size.shape, device=mask.device) < _as_column(share_of_own, size)
+    wanted = torch.where(has_own, own, usual)
     order = torch.where(there, torch.rand(there.shape, device=mask.device), 2.0)
     limit = order.sort(-1).values.gather(-1, (wanted.clamp(1, there.shape[-1]) - 1).unsqueeze(-1))
     kept = there & (order <= limit)

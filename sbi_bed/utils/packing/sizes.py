@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..warn_user import warn_user
+from ..warn_user import is_first_in_call, warn_user
 
 __all__ = ["SizeWatch", "TrainedRange", "sizes_of_mask", "watch_sizes"]
 
@@ -193,12 +193,15 @@ class SizeWatch:
             self.warn()
 
     def warn(self) -> None:
-        """Give the warning now if anything left the range; within a watched block, leave it to that block."""
+        """Give the warning now if anything left the range; within a watched block, leave it to that block.
+
+        sbi's posteriors have no such block and read the same data many times, so a call of the user warns once.
+        """
         outer = _watch.get()
         if outer is not None:
             for name, (seen, trained) in self._found.items():
                 outer.add(name, seen, trained)
-        elif self._found:
+        elif self._found and is_first_in_call():
             warn_user(
                 f"the data leave the range that the net was trained on ({self.describe()}). Its answers can be wrong there "
                 "and look sure. Train on such sizes: simulate them, or use train(vary_sizes=True) where the trainer has it.",

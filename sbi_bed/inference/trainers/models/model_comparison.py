@@ -35,6 +35,7 @@ __all__ = ["ModelComparison"]
 
 _LOSSES = {"cross-entropy": CrossEntropyLoss, "l-pop": LPopLoss}
 _STEPS_BEFORE_JUDGEMENT = 200
+_STEPS_OF_AN_EPOCH = 60
 
 
 class ModelComparison(EpochTrainer):
@@ -159,10 +160,10 @@ class ModelComparison(EpochTrainer):
 
     def train(
         self,
-        training_batch_size: int = 256,
+        training_batch_size: int | None = None,
         learning_rate: float | None = None,
         validation_fraction: float = 0.05,
-        stop_after_epochs: int = 20,
+        stop_after_epochs: int | None = None,
         max_num_epochs: int = 30,
         clip_max_norm: float | None = 5.0,
         *,
@@ -175,17 +176,20 @@ class ModelComparison(EpochTrainer):
     ) -> EvidenceClassifier:
         """Train on all simulations so far; returns the net.
 
-        The net has its last weights, or those of its lowest validation loss if they are better by more than chance.
+        The net has its last weights, or those of its lowest validation loss if they are better by more than chance. A
+        training ends with its epochs, not before, unless `stop_after_epochs` or `max_seconds` says so.
 
         A net that was trained before goes on from its weights. A new net that is still at chance after a quarter of the
         training, or at its end, is started again from other weights, with a warning.
 
         Args:
-            training_batch_size: Simulations in a step of Adam.
-            learning_rate: First learning rate, falling to `final_learning_rate` times that along a cosine. If None 2e-3 for
-                a new net and 2e-4 for one that was trained before.
+            training_batch_size: Simulations in a step of Adam. If None a 60th of the simulations, but from 32 to 256: few
+                simulations need small batches, or the steps are too few.
+            learning_rate: First learning rate, falling to `final_learning_rate` times that along a cosine. If None 4e-3 for
+                a new net and 4e-4 for one that was trained before.
             validation_fraction: Share of the simulations that is held out.
-            stop_after_epochs: Stop after so many epochs without a lower validation loss.
+            stop_after_epochs: Stop after so many epochs without a lower validation loss; None for all epochs, over which the
+                learning rate falls.
             max_num_epochs: Passes through the simulations, at most.
             clip_max_norm: Largest norm of gradients; None for no limit.
             seed: Seed of the whole training, also of the first weights of a net that is new; the global generator if None.
@@ -195,9 +199,9 @@ class ModelComparison(EpochTrainer):
             max_restarts: How often to start again from chance, at most.
             vary_sizes: Whether data sets are trained on in random sizes, drawn anew for each simulation and epoch: from one
                 group and one observation up to the simulated size, with 0 to 60 % missing. If None it is done where a
-                `HierarchicalEmbedding` would see data sets of one size only; the progress bar and `varied_sizes` say so. To
-                be good at all sizes it takes 2,000 steps or more. At other sizes than those of its training a net can be
-                far off, and warns.
+                `HierarchicalEmbedding` would see data sets of one size only; the progress bar and `varied_sizes` say so. A
+                step takes up to a quarter longer. To be good at all sizes it takes some 2,000 steps: 30 epochs of 4,000
+                simulations. At other sizes than those of its training a net can be far off, and warns.
             **settings: `final_learning_rate` (0.01), `max_seconds`, `checkpoint`, `checkpoint_every` (1 epoch) and `resume`,
                 as for every trainer; see `sbi_bed.inference.StepSettings`.
 
@@ -210,7 +214,10 @@ class ModelComparison(EpochTrainer):
         if not (settings.get("resume") and file is not None and Path(file).exists()):
             self._is_new = not self._is_trained
         if learning_rate is None:
-            learning_rate = 2e-3 if self._is_new else 2e-4
+            learning_rate = 4e-3 if self._is_new else 4e-4
+        if training_batch_size is None:
+            share = sum(len(index) for index, _ in self._simulations) // _STEPS_OF_AN_EPOCH
+            training_batch_size = min(256, max(32, share))
         settings |= {"training_batch_size": training_batch_size, "validation_fraction": validation_fraction}
         settings |= {"stop_after_epochs": stop_after_epochs, "max_num_epochs": max_num_epochs}
         settings |= {"learning_rate": learning_rate, "clip_max_norm": clip_max_norm, "weight_decay": weight_decay}
@@ -322,10 +329,11 @@ class ModelComparison(EpochTrainer):
 
     @torch.no_grad()
     def _choose_weights(self, net: nn.Module, last: dict[str, Tensor]) -> None:
-        """Take the last weights unless the best ones' held-out losses are lower by more than two standard errors.
+        """Take the last weights unless the best ones' held-out losses are lower by more than three standard errors.
 
         sbi's loop leaves the weights of the epoch with the lowest validation loss. Where the learning rate has fallen to
-        nothing the last are better in truth, and the lowest of many noisy numbers may well belong to an early epoch.
+        nothing the last are better in truth, and the lowest of many noisy numbers may well belong to an early epoch: of 30
+        independent ones it is two standard errors too low.
 
         The standard error is what it is if the last weights are right: the variance of the losses' difference under the
         probabilities q that they give. A net that is far too sure says that it is hardly ever wrong. Its few large losses
@@ -337,7 +345,7 @@ class ModelComparison(EpochTrainer):
         losses, q = self._of_each_model()
         gain = losses - best
         variance = (q * (gain - (q * gain).sum(-1, keepdim=True)).square()).sum()
-        if gain.gather(-1, index.cpu().unsqueeze(-1)).sum() > 2 * variance.sqrt():
+        if gain.gather(-1, index.cpu().unsqueeze(-1)).sum() > 3 * variance.sqrt():
             net.load_state_dict(weights)
 
     def _of_each_model(self) -> tuple[Tensor, Tensor]:

@@ -161,7 +161,7 @@ class ContextNPE(EpochTrainer):
         training_batch_size: int = 256,
         learning_rate: float = 1e-3,
         validation_fraction: float = 0.05,
-        stop_after_epochs: int = 20,
+        stop_after_epochs: int | None = None,
         max_num_epochs: int = 40,
         clip_max_norm: float | None = 5.0,
         *,
@@ -176,7 +176,8 @@ class ContextNPE(EpochTrainer):
             training_batch_size: Simulations in each step.
             learning_rate: First learning rate of Adam.
             validation_fraction: Share of the simulations that is held out.
-            stop_after_epochs: Stop after so many epochs without a lower validation loss.
+            stop_after_epochs: Stop after so many epochs without a lower validation loss; None for all epochs, over which the
+                learning rate falls.
             max_num_epochs: Most epochs; the learning rate falls over them.
             clip_max_norm: Largest norm of gradients; None for no limit.
             seed: Seed of the whole training, also of the first weights of a net that is new; the global generator if None.

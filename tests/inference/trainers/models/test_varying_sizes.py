@@ -106,7 +106,7 @@ def cut(x, sizes, missing=0.0):
     return x * mask.unsqueeze(-1)
 
 
-def trained(family, num=4000, seed=0, vary_sizes=None, epochs=20):
+def trained(family, num=4000, seed=0, vary_sizes=None, epochs=30):
     model_index, x = simulate_models([lambda n, j=j: family.simulate(j, n) for j in range(2)], num, seed=seed + 1)
     comparison = ModelComparison(2, HierarchicalEmbedding(1), show_progress_bars=False)
     comparison.append_simulations(model_index, x).train(max_num_epochs=epochs, seed=seed, vary_sizes=vary_sizes)
@@ -143,7 +143,7 @@ def check_all_sizes(posterior, family, limit, num):
 
 @pytest.fixture(scope="module")
 def varied():
-    return trained(Scattered())  # `vary_sizes` by default
+    return trained(Scattered(), epochs=10)  # `vary_sizes` by default
 
 
 @pytest.fixture(scope="module")
@@ -152,18 +152,19 @@ def fixed():
 
 
 def test_at_any_size_with_varying_sizes(varied):
-    """A net for full sets is off by up to 1.6 nats if one person has one trial; .02 takes 2,000 steps, these are 300."""
+    """A net for full sets is off by up to 1.6 nats if one person has one trial; a third of the usual steps gives .06."""
     assert varied.varied_sizes
-    check_all_sizes(varied.build_posterior(), Scattered(), 0.1, 400)
+    check_all_sizes(varied.build_posterior(), Scattered(), 0.06, 400)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_at_any_size(name, seed):
+    """As in the README: 4,000 simulations, and all settings by default."""
     torch.manual_seed(seed)
-    posterior = trained(FAMILIES[name], 16_000, seed, vary_sizes=True, epochs=40).build_posterior()
+    posterior = trained(FAMILIES[name], seed=seed).build_posterior()
     check_all_sizes(posterior, FAMILIES[name], 0.02, 600)
 
 
@@ -259,7 +260,7 @@ def test_varying_costs_little_at_the_full_size(varied):
     """A net for all sizes beside one for full sets alone, as long trained: less than .01 nats apart."""
     family = Scattered()
     x = simulated(family, 2000)
-    alone = trained(family, vary_sizes=False)
+    alone = trained(family, vary_sizes=False, epochs=10)
     both = [divergence(trainer.build_posterior(), family, x) for trainer in (varied, alone)]
     assert (both[0] - both[1]).mean() < 0.01
 
