@@ -1,19 +1,11 @@
 """Pictures of Bayesian actors draw what they are given."""
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 
 from sbi_bed.analysis import plot_response_bands, plot_ridge
 from sbi_bed.simulators import BayesianActor, OptimalActor, QuadraticCost
 from sbi_bed.utils import pack_history
-
-
-@pytest.fixture
-def axes():
-    figure, axes = plt.subplots()
-    yield axes
-    plt.close(figure)
 
 
 def test_response_bands_hold_their_share(axes):

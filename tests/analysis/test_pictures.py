@@ -1,6 +1,5 @@
 """Pictures draw what they are given, on the axes they are given."""
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -16,13 +15,6 @@ from sbi_bed.analysis import (
 )
 from sbi_bed.diagnostics import ModelReport, model_calibration, summary_atypicality
 from sbi_bed.utils import pack_history
-
-
-@pytest.fixture
-def axes():
-    figure, axes = plt.subplots()
-    yield axes
-    plt.close(figure)
 
 
 def test_designs_in_the_plane(axes):

@@ -15,13 +15,6 @@ from sbi_bed.analysis import (
 from sbi_bed.diagnostics import PowerScaling, SimulationGap
 
 
-@pytest.fixture
-def axes():
-    figure, axes = plt.subplots()
-    yield axes
-    plt.close(figure)
-
-
 def test_map_of_two_powers(axes):
     gamma = torch.logspace(-1, 1, 5)
     values = torch.rand(3, 5)

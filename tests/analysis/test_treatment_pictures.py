@@ -1,6 +1,5 @@
 """Pictures of treatment experiments draw what they are given, on the axes they are given."""
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -9,13 +8,6 @@ from sbi_bed.diagnostics import run_treatment_study, treatment_report
 from sbi_bed.inference.experiments.treatment.a2ipw import estimate_ate
 from sbi_bed.policies import CoinFlip, NonContextualNeyman
 from sbi_bed.simulators.treatment.problem import two_arm_benchmark
-
-
-@pytest.fixture
-def axes():
-    figure, axes = plt.subplots()
-    yield axes
-    plt.close(figure)
 
 
 @pytest.fixture(scope="module")
