@@ -28,7 +28,7 @@ from ..simulators.actors.optimal_actions import as_belief, check_pair
 from ..simulators.actors.perception import Belief, Perception
 from ..simulators.actors.reaching import ReachingPerception
 from ..utils.as_numbers import as_numbers
-from ..utils.checks import check_count
+from ..utils.checks import check_choice, check_count
 from ..utils.files import load_file, rebuilding, save_file
 from ..utils.warn_user import warn_user
 from .action_report import ActionReport, report_actions
@@ -213,9 +213,7 @@ class NeuralActor(nn.Module):
             TypeError: If one is not numbers.
             ValueError: If one is outside and that is to raise, one is not finite, `outside` is neither, or a name unknown.
         """
-        outside = self.outside if outside is None else outside
-        if outside not in ("raise", "warn"):
-            raise ValueError(f"outside must be 'raise' or 'warn', got {outside!r}.")
+        outside = check_choice(self.outside if outside is None else outside, "outside", ("raise", "warn"))
         found, all_finite = [], True
         for name, value in values.items():
             if name not in (*self.training_box, "measurement"):

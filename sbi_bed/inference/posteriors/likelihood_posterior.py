@@ -28,7 +28,7 @@ from torch.distributions import Distribution
 
 from ...simulators.base import DesignSimulator
 from ...simulators.lapses import with_lapses
-from ...utils.checks import check_count
+from ...utils.checks import check_choice, check_count
 from ...utils.seeding import seeded
 from ...utils.smc import ImpossibleOutcomeError, ParticleBelief, rejuvenate, weights_sample_size
 from ...utils.transforms import to_unconstrained
@@ -39,7 +39,6 @@ from .predictive_check import PredictiveCheck, history_beliefs, predictive_check
 
 __all__ = ["PosteriorReport", "SMCPosterior", "chain_sample_size", "likelihood_posterior"]
 
-_SAMPLERS = ("mcmc", "importance", "smc")
 _ENOUGH = 30  # independent draws below which a posterior is not trusted
 _CANDIDATES, _MOST_CANDIDATES = 16, 1024  # effective candidates for each draw of importance sampling, and most in all
 
@@ -107,8 +106,7 @@ def likelihood_posterior(
         >>> posterior.sample((100,)).shape
         torch.Size([100, 2])
     """
-    if sample_with not in _SAMPLERS:
-        raise ValueError(f"sample_with must be one of {', '.join(map(repr, _SAMPLERS))}, got {sample_with!r}.")
+    check_choice(sample_with, "sample_with", ("mcmc", "importance", "smc"))
     if sample_with == "smc" and proposal is not None:
         raise ValueError("sample_with='smc' starts from the prior and takes no proposal.")
     check_count(num_particles, "num_particles", 100)

@@ -221,7 +221,7 @@ def test_errors_say_what_was_given():
     without = DesignSimulator(model.prior, model.simulate, model.design_space)
     wrong = DesignSimulator(model.prior, model.simulate, model.design_space, lambda t, d, y: -y.square())
     for simulator, x, sample_with, message in [
-        (model, history, "hmc", "sample_with must be one of 'mcmc', 'importance', 'smc', got 'hmc'"),
+        (model, history, "hmc", "sample_with must be 'mcmc', 'importance' or 'smc', got 'hmc'"),
         (without, history, "smc", "needs a simulator with log_likelihood="),
         (wrong, history, "smc", r"log_likelihood returned shape \(1,\) for leading dimensions \(4096,\)"),
         (model, torch.full((3, 4), torch.nan), "mcmc", r"history must be finite, got nan at index \(0, 0\)"),

@@ -22,7 +22,7 @@ from ....neural_nets.embedding_nets.hierarchical import HierarchicalEmbedding
 from ....neural_nets.first_weights import redraw_first_weights
 from ....objectives.evidence_losses import CrossEntropyLoss, LPopLoss
 from ....simulators.models.model_family import as_log_prior, as_model_index
-from ....utils.checks import as_finite_tensor, check_count
+from ....utils.checks import as_finite_tensor, check_choice, check_count
 from ....utils.packing.contexts import unpack_context
 from ....utils.warn_user import warn_user
 from ...posteriors.model_posterior import ModelPosterior
@@ -94,10 +94,8 @@ class ModelComparison(EpochTrainer):
         self.num_models = check_count(num_models, "num_models", 2)
         if not isinstance(embedding_net, nn.Module):
             raise TypeError(f"embedding_net must be a torch module, got {embedding_net!r}.")
-        if loss not in _LOSSES:
-            raise ValueError(f"loss must be {' or '.join(map(repr, _LOSSES))}, got {loss!r}.")
         self.embedding_net, self.model_prior = embedding_net, as_log_prior(model_prior, self.num_models).exp()
-        self.loss = loss
+        self.loss = check_choice(loss, "loss", list(_LOSSES))
         self._head: dict[str, Any] = {"hidden_dim": hidden_dim, "num_layers": num_layers, "alpha": alpha}
         self._event_shape: tuple[int, ...] | None = None
         self.classifier: EvidenceClassifier | None = None
