@@ -5,9 +5,9 @@ r"""Whether a cost makes sense to act on: named well, of finite expectation, wit
 next. Polynomials up to the 17th degree pass under log-normal noise (beyond, float64 overflows), an exponential in r (linex)
 does not. Growth that sets in farther out, or only where response and state are both extreme, is not seen.
 
-**Poles.** A window around the largest |ℓ| within the noise is narrowed by factors of 4. With M_k the largest
-|ℓ| in a window of width δ_k, M_k δ_k falls for a finite cost and for an integrable pole such as |r − s|^(−1/2), but not for
-1 / |r − s|, whose expectation is infinite.
+**Poles.** Windows around the peaks of |ℓ| within 6 standard deviations of the noise are narrowed by factors of 4. With M_k
+the largest |ℓ| in a window of width δ_k, M_k δ_k falls for a finite cost and for an integrable pole such as |r − s|^(−1/2),
+but not for 1 / |r − s|, whose expectation is infinite.
 
 **Minimum.** The expected cost must not be least where actions are extreme, and must not go on falling towards there.
 """
@@ -28,6 +28,7 @@ __all__ = ["check_cost", "check_symmetries"]
 
 _TAIL_POINTS = (20.0, 40.0, 80.0)  # standard deviations of the widest noise
 _NARROWINGS = (6, 13)  # between which M_k δ_k must fall
+_PEAKS = 6
 _POLE = 0.6  # share of it that may be left; of an integrable pole |r − s|^−p it is 4^(−7 (1 − p))
 _FAR = (8.0, 12.0, 18.0)  # logarithms, or numbers of half ranges of locations
 
@@ -93,12 +94,10 @@ def _check_tail(cost: ActorCost, perception: Perception, logs: list[Tensor], res
 def _check_poles(cost: ActorCost, perception: Perception) -> None:
     """Look for poles along responses and along states, the other one being at some places within its noise."""
     centre, belief_spread, sigma_r = _widest_noise(perception)
-    line = torch.linspace(-3, 3, 301, dtype=torch.float64)
-    near = 4.0 ** torch.arange(-8, 1, dtype=torch.float64)
+    line = torch.linspace(-6, 6, 601, dtype=torch.float64)
     for parameters in _corners(cost, inside=True):
         for spread, moves_response in ((sigma_r, True), (belief_spread, False)):
             fixed = (centre[:, None] + spread * torch.tensor([-1.2, -0.3, 0.1, 0.9]).double()).flatten()
-            x = torch.cat([spread * line + fixed[:, None], fixed[:, None] + spread * torch.cat([-near, near])], -1)
 
             def size(x: Tensor, fixed: Tensor, moves: bool = moves_response, given: Any = parameters) -> Tensor:
                 one, other = _points(perception, x), _points(perception, fixed[:, None])
@@ -106,10 +105,13 @@ def _check_poles(cost: ActorCost, perception: Perception) -> None:
                 return value.double().nan_to_num(nan=0.0, posinf=0.0)
 
             window, kept = torch.linspace(-1, 1, 33, dtype=torch.float64) + 1e-3, {}
-            # from the largest of all, and from s = r, where it may be hidden by what larger errors cost
-            place = torch.cat([x.gather(-1, size(x, fixed).argmax(-1, keepdim=True)), fixed[:, None]])
-            width = torch.cat([torch.full_like(fixed, spread / 50), torch.full_like(fixed, spread * 4.0**-7)])[:, None]
-            fixed = fixed.repeat(2)
+            # from the peaks that stand out most among what larger errors cost, and from s = r, where one may be narrow
+            x = spread * line + fixed[:, None]
+            place = torch.cat([_peaks(x, size(x, fixed)).T.reshape(-1, 1), fixed[:, None]])
+            width = torch.full((_PEAKS + 1, len(fixed)), spread / 50).double()
+            width[-1] = spread * 4.0**-7
+            width = width.reshape(-1, 1)
+            fixed = fixed.repeat(_PEAKS + 1)
             for k in range(_NARROWINGS[1] + 1):
                 there = place + width * window
                 largest, which = size(there, fixed).max(-1, keepdim=True)
@@ -121,6 +123,13 @@ def _check_poles(cost: ActorCost, perception: Perception) -> None:
                     f"the expected cost of {cost.name} is infinite: near some response and state it grows like 1/distance "
                     "or faster. Bound the cost there."
                 )
+
+
+def _peaks(x: Tensor, value: Tensor) -> Tensor:
+    """Places (N, 6) of the local maxima of values (N, n) at x (N, n) that rise most above their neighbours."""
+    middle, left, right = value[:, 1:-1], value[:, :-2], value[:, 2:]
+    rise = torch.where((middle >= left) & (middle >= right), 2 * middle - left - right, -torch.inf)
+    return x[:, 1:-1].gather(-1, rise.topk(_PEAKS, dim=-1).indices)
 
 
 def _check_minimum(cost: ActorCost, perception: Perception) -> None:

@@ -63,6 +63,8 @@ def pack_groups(
         >>> x.shape, x[..., -1].tolist()
         (torch.Size([2, 2, 2]), [[1.0, 1.0], [1.0, 0.0]])
     """
+    if type(data).__name__.endswith("GroupBy"):  # of pandas and polars
+        raise TypeError("data are grouped already: give the table itself, and the names of these columns as group=.")
     tables = tables_in(data)
     if tables:
         sets = sets_of_tables(tables, group, features, mask)

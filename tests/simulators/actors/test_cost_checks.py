@@ -121,3 +121,27 @@ def test_parameters_named_like_those_of_perception_are_refused(name):
     for build in (OptimalActor, NeuralActor, ActorTrainer):
         with pytest.raises(ValueError, match=f"Own has a parameter named '{name}'"):
             build(Own())
+
+
+@pytest.mark.parametrize("place", [0.0, 0.3, 2.0, 5.0])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_a_small_pole_is_seen_anywhere_within_the_noise(place, power):
+    """Ever so small beside what larger errors cost."""
+    cost = ActorCost.from_function(lambda r, s: (r - s).square() + 0.01 * (r - s - place).abs() ** -power)
+    with pytest.raises(ValueError, match="infinite: near some response and state"):
+        check_cost(cost, NormalPerception())
+
+
+@pytest.mark.parametrize(
+    "bump",
+    [
+        lambda d: 0.01 * (d - 0.3).abs().clamp_min(1e-12) ** -0.5,
+        lambda d: -0.1 * (d - 2).abs().clamp_min(1e-12).log(),
+        lambda d: 5.0 * (d.abs() > 0.37),
+        lambda d: (20 * d).sin(),
+        lambda d: 3 * (-0.5 * ((d - 0.5) / 1e-3).square()).exp(),
+    ],
+    ids=["integrable pole", "log", "jump", "waves", "narrow bump"],
+)
+def test_peaks_that_are_no_poles_are_allowed(bump):
+    check_cost(ActorCost.from_function(lambda r, s: (r - s).square() + bump(r - s)), NormalPerception())

@@ -309,3 +309,9 @@ def test_what_is_not_packed_is_not_unpacked():
         unpack_groups(torch.full((2, 3, 2), 0.5))
     with pytest.raises(ValueError, match=r"x must be finite, got nan at index \(0, 0, 0\)"):
         unpack_groups(torch.full((2, 3, 2), NAN))
+
+
+def test_tables_that_are_grouped_already_are_refused():
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(TypeError, match="give the table itself, and the names of these columns as group="):
+        pack_groups(pandas.DataFrame({"g": [1, 1, 2], "y": [1.0, 2.0, 3.0]}).groupby("g"))

@@ -86,7 +86,8 @@ class DAD(StepTrainer):
 
     label, metric, shown_metric = "training policy", "information_gain_bound", "bound (nats)"
     advice_about_nan = (
-        "check that log_likelihood is finite and differentiable for all theta of the prior and all designs of the space"
+        "check that log_likelihood and the outcomes of the simulator are finite and differentiable for all theta of the "
+        "prior and all designs of the space"
     )
 
     def __init__(
