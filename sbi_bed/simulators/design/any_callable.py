@@ -6,18 +6,23 @@ returns. It is called with many rows only if that is shown to be right: a row's 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...utils.parallel import run_seeded
 from ...utils.seeding import seeded
 
-__all__ = ["AnyCallable"]
+__all__ = ["AnyCallable", "count_workers"]
 
 _NUM_CHECKED = (5, 7, 11, 13)  # rows tried at once: a number that is not a size of theta or design
+_NUM_REPEATED = 16  # runs of one row in two processes, which must not be the same
 
 
 class AnyCallable:
@@ -49,6 +54,7 @@ class AnyCallable:
         self.takes_tensors = self.takes_many = False
         self.outcome_dim = self.num_failed = self.num_runs = 0
         self.last_error: Exception | None = None
+        self._copies_differ = False
         sizes = (theta.shape[-1], design.shape[-1])
         num = next(n for n in _NUM_CHECKED if n not in sizes)
         self._find_kind(theta[:num], design[:num])
@@ -77,6 +83,41 @@ class AnyCallable:
         if failed.any() and self.last_error is None:
             self.last_error = ValueError("NaN or infinity in the outcome")
         return outcome
+
+    def in_processes(self, theta: Tensor, design: Tensor, num_workers: int) -> Tensor:
+        """Run every row, in processes or as an active `joblib.parallel_config` says; the same numbers wherever rows run.
+
+        Raises:
+            ValueError: If the simulator has a random generator of its own, of which each process would have a copy.
+        """
+        num = count_workers(num_workers)
+        if num == 1:
+            return self(theta, design)
+        if not self._copies_differ:
+            self._check_copies(theta, design, num_workers)
+        size = -(-len(theta) // num)
+        parts = list(zip(theta.split(size), design.split(size), strict=True))
+        found = run_seeded(self._alone(), parts, num_workers=num_workers)
+        outcome = torch.cat(found)
+        self.num_runs += len(outcome)
+        self.num_failed += int(outcome.isnan().any(-1).sum())
+        return outcome
+
+    def _check_copies(self, theta: Tensor, design: Tensor, num_workers: int) -> None:
+        rows = theta[:1].expand(_NUM_REPEATED, -1), design[:1].expand(_NUM_REPEATED, -1)
+        first, second = run_seeded(self._alone(), [rows, rows], num_workers=num_workers)
+        if not self.is_deterministic and torch.equal(first, second):
+            raise ValueError(
+                "the simulator has a random generator of its own, and each process would draw the same numbers from its "
+                "copy: draw from the global generator of numpy or torch, or leave num_workers at 1."
+            )
+        self._copies_differ = True
+
+    def _alone(self) -> Callable[[tuple[Tensor, Tensor]], Tensor]:
+        """Runs rows in another process, without the errors of this one, which may not be picklable."""
+        other = copy.copy(self)
+        other.last_error = None
+        return partial(_run_rows, other)
 
     def _find_kind(self, theta: Tensor, design: Tensor) -> None:
         errors: list[Exception] = []
@@ -187,6 +228,16 @@ class AnyCallable:
                 raise _OutcomeError(f"the simulator must return numbers, got {type(value).__name__}: {value!r}")
             value = torch.as_tensor(array.astype(float))
         return value.detach().to(self.dtype)
+
+
+def count_workers(num_workers: int) -> int:
+    """Processes that `run_seeded` uses for `num_workers`: with 1, as many as an active `joblib.parallel_config` says."""
+    jobs: Any = None if num_workers == 1 else num_workers
+    return max(1, joblib.effective_n_jobs(jobs))
+
+
+def _run_rows(runner: AnyCallable, rows: tuple[Tensor, Tensor]) -> Tensor:
+    return runner(*rows)
 
 
 class _OutcomeError(ValueError):

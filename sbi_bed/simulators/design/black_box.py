@@ -29,7 +29,7 @@ from ...utils.seeding import seeded
 from ...utils.warn_user import warn_user
 from ..base import DesignSimulator
 from ..design_space import as_design_space
-from .any_callable import AnyCallable
+from .any_callable import AnyCallable, count_workers
 from .conditional_density import ConditionalDensity
 from .learned_likelihood import LikelihoodReport, check_density, fit_density
 
@@ -37,6 +37,7 @@ __all__ = ["BlackBoxSimulator", "process_design_simulator"]
 
 _MOST_ATTEMPTS = 10  # runs of a row that keeps failing
 _SIMULATING = 0.4  # share of a time limit that simulations may take
+_SAVE_EVERY = 10.0  # seconds
 _FEWEST = 200  # simulations that a likelihood is learned from
 
 
@@ -55,6 +56,8 @@ def process_design_simulator(
     *,
     num_simulations: int = 50_000,
     max_seconds: float = 60.0,
+    num_workers: int = 1,
+    cache: str | Path | None = None,
     show_progress_bars: bool = False,
 ) -> BlackBoxSimulator:
     """Make an experiment of any simulator, as sbi's `process_simulator` does for one without designs.
@@ -70,7 +73,12 @@ def process_design_simulator(
         prior: Distribution of theta, event shape (P,), as sbi takes it.
         design_space: A torch constraint, candidates of shape (N, D), or a `DesignSpace`.
         num_simulations: Simulations from which the likelihood is learned, at most.
-        max_seconds: Time limit for them and for the learning, where whoever needs the likelihood has none of its own.
+        max_seconds: Time limit for them and for the learning, where whoever needs the likelihood has none of its own. A run
+            that has begun is not cut short; simulations that are done when the time is over are learned from.
+        num_workers: Processes for these simulations, −1 for one for each core; an active `joblib.parallel_config("dask")`
+            distributes them.
+        cache: File that keeps these simulations, written every ten seconds and at the end, whole or not at all. If it
+            exists, they are read from it, and only missing ones are run. Delete it when the simulator changes.
         show_progress_bars: Whether to show the progress of simulations.
 
     Raises:
@@ -95,6 +103,8 @@ def process_design_simulator(
         design_space,
         num_simulations=num_simulations,
         max_seconds=max_seconds,
+        num_workers=num_workers,
+        cache=cache,
         show_progress_bars=show_progress_bars,
     )
 
@@ -108,6 +118,8 @@ class BlackBoxSimulator(DesignSimulator):
         design_space: Where designs live.
         num_simulations: Simulations from which the likelihood is learned, at most.
         max_seconds: Time limit for them and for the learning.
+        num_workers: Processes for these simulations.
+        cache: File that keeps them.
         show_progress_bars: Whether to show the progress of simulations.
 
     Attributes:
@@ -134,6 +146,8 @@ class BlackBoxSimulator(DesignSimulator):
         *,
         num_simulations: int = 50_000,
         max_seconds: float = 60.0,
+        num_workers: int = 1,
+        cache: str | Path | None = None,
         show_progress_bars: bool = False,
     ):
         if not callable(simulator):
@@ -152,6 +166,10 @@ class BlackBoxSimulator(DesignSimulator):
         self.simulations = Simulations(
             *(torch.zeros(0, n) for n in (self.theta_dim, self.design_dim, self.outcome_dim))
         )
+        self.num_workers = -1 if num_workers == -1 else check_count(num_workers, "num_workers")
+        self.cache = None if cache is None else Path(cache)
+        if self.cache is not None and self.cache.exists():
+            self.simulations = self._simulations_of(load_file(self.cache, "simulations"), self.cache)
         self.report: LikelihoodReport | None = None
         self._show_progress_bars = show_progress_bars
         self._density: ConditionalDensity | None = None
@@ -255,14 +273,20 @@ class BlackBoxSimulator(DesignSimulator):
         """
         content = load_file(path, "likelihood")
         with rebuilding(path):
-            simulations = Simulations(*content["simulations"])
-            sizes = [x.shape[-1] for x in simulations]
-            if sizes != [self.theta_dim, self.design_dim, self.outcome_dim]:
-                raise ValueError(f"it is of theta, design and outcome of sizes {sizes}.")
+            simulations = self._simulations_of(content, path)
             density = ConditionalDensity(*simulations)
             density.load_state_dict(content["weights"])
             self.report = LikelihoodReport(**content["report"])
         self.simulations, self._density, self._surrogate = simulations, density.eval().requires_grad_(False), None
+
+    def _simulations_of(self, content: dict[str, Any], path: str | Path) -> Simulations:
+        """The simulations of a file, if they are of such an experiment."""
+        with rebuilding(path):
+            simulations = Simulations(*content["simulations"])
+            sizes = [x.shape[-1] for x in simulations]
+            if sizes != [self.theta_dim, self.design_dim, self.outcome_dim]:
+                raise ValueError(f"it is of theta, design and outcome of sizes {sizes}.")
+            return simulations
 
     def _check_randomness(self) -> None:
         """A density exists only where outcomes are random, or discrete."""
@@ -310,20 +334,24 @@ class BlackBoxSimulator(DesignSimulator):
 
     def _simulate_rows(self, theta: Tensor, design: Tensor, until: float) -> None:
         """Simulate rows until the time is over, and keep those that succeed."""
-        done, size = [], 1
+        size, start, saved = 1, 0, time.perf_counter()
+        many = count_workers(self.num_workers)
         with tqdm(total=len(theta), desc="simulations", disable=not self._show_progress_bars) as bar:
-            start = 0
             while start < len(theta) and (start == 0 or time.perf_counter() < until):
                 begin = time.perf_counter()
-                part = theta[start : start + size].to(self.dtype), design[start : start + size].to(self.dtype)
-                outcome = self.runner(*part)
+                rows = slice(start, start + size * many)
+                part = theta[rows].to(self.dtype), design[rows].to(self.dtype)
+                outcome = self.runner.in_processes(*part, self.num_workers)
                 kept = torch.isfinite(outcome).all(-1)
-                done.append(Simulations(*(x[kept] for x in (*part, outcome))))
-                start += len(part[0])
-                bar.update(len(part[0]))
-                seconds = time.perf_counter() - begin
-                size = max(1, min(4 * size, int(size * 1.0 / max(seconds, 1e-9)), 20_000))  # about a second each
-        self.simulations = Simulations(*(torch.cat(x) for x in zip(self.simulations, *done, strict=True)))
+                new = [x[kept] for x in (*part, outcome)]
+                self.simulations = Simulations(*(torch.cat(x) for x in zip(self.simulations, new, strict=True)))
+                start += len(outcome)
+                bar.update(len(outcome))
+                now = time.perf_counter()
+                size = max(1, min(4 * size, int(size / max(now - begin, 1e-9)), 20_000))  # about a second each
+                if self.cache is not None and (now - saved > _SAVE_EVERY or start == len(theta) or now >= until):
+                    save_file(self.cache, "simulations", {"simulations": list(self.simulations)})
+                    saved = now
 
     def _fit(self, begin: float, limit: float) -> LikelihoodReport:
         density: Any = self._density

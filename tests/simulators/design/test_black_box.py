@@ -6,6 +6,7 @@ import math
 import pickle
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -277,3 +278,80 @@ def test_outcomes_without_gradients_are_not_taken_for_reparameterised_ones(simul
     with pytest.raises(ValueError, match="outcomes carry no gradient to the design"):
         DAD(simulator, 2)
     DAD(LinearGaussian(), 2)
+
+
+def test_simulations_in_processes_are_the_same_wherever_they_run():
+    outcomes = []
+    for _ in range(2):
+        simulator = process(one_row, num_workers=2)
+        with seeded(0):
+            outcomes.append(simulator.runner.in_processes(*_rows(40), 2))
+    assert torch.equal(*outcomes) and len(outcomes[0].unique()) == 40
+    simulator = process(failing, num_workers=2)
+    outcome = simulator.runner.in_processes(*_rows(40), 2)
+    assert simulator.runner.num_failed >= outcome.isnan().sum() > 0
+
+
+def test_a_generator_of_its_own_is_not_copied_to_processes():
+    generator = np.random.default_rng(0)
+    simulator = process(lambda theta, design: theta[0] + generator.normal(), num_workers=2)
+    assert not simulator.runner.repeats
+    with pytest.raises(ValueError, match="a random generator of its own"):
+        simulator.learn_likelihood(300, seed=0)
+
+
+def _rows(num):
+    return torch.linspace(-1.0, 1.9, 2 * num).reshape(num, 2), torch.zeros(num, 1)
+
+
+RUN_UNTIL_KILLED = """
+import sys, time
+import numpy as np, torch
+from torch.distributions import Independent, Normal, constraints
+import sbi_bed.simulators.design.black_box as black_box
+black_box._SAVE_EVERY = 0.05
+def slow(theta, design):
+    time.sleep(0.005)
+    return theta[0] + np.random.normal()
+simulator = black_box.process_design_simulator(
+    slow, Independent(Normal(torch.zeros(2), 1.0), 1), constraints.interval(-torch.ones(1), torch.ones(1)), cache=sys.argv[1]
+)
+print("ready", flush=True)
+simulator.learn_likelihood(100_000, seed=0, max_seconds=1000)
+"""
+
+
+def test_simulations_survive_a_kill(tmp_path):
+    cache = tmp_path / "simulations.pt"
+    running = subprocess.Popen([sys.executable, "-c", RUN_UNTIL_KILLED, str(cache)], stdout=subprocess.PIPE)
+    try:
+        assert running.stdout.readline() == b"ready\n"
+        while not cache.exists():
+            time.sleep(0.05)
+        time.sleep(0.5)
+    finally:
+        running.kill()
+        running.wait()
+        running.stdout.close()
+    simulator = process(lambda theta, design: float(theta[0] + np.random.normal()), cache=cache)
+    num = len(simulator.simulations.theta)
+    assert num > 0
+    simulator.learn_likelihood(num + 300, seed=0)
+    again = process(lambda theta, design: float(theta[0] + np.random.normal()), cache=cache)
+    assert len(again.simulations.theta) == num + 300 and torch.equal(again.simulations[2], simulator.simulations[2])
+    with pytest.raises(
+        ValueError, match=r"simulations.pt cannot be loaded: it is of theta, design and outcome of sizes"
+    ):
+        process(of_shape(lambda y: [y, y]), cache=cache)
+
+
+def test_what_is_done_in_time_is_learned_from():
+    def slow(theta, design):
+        time.sleep(0.002)
+        return one_row(theta, design)
+
+    simulator = process(slow)
+    report = simulator.learn_likelihood(10**6, seed=0, max_seconds=2.0)
+    assert 200 <= report.num_simulations < 10**6
+    with pytest.raises(ValueError, match="simulations succeeded within the time limit"):
+        process(slow).learn_likelihood(10**6, seed=0, max_seconds=0.01)
