@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..diagnostics.actors.identifiability import identifiability
 from ..simulators.actors.bayesian_actor import BayesianActor
+from ..utils.checks import check_fraction
 from ..utils.history import check_history, split_history
 from ..utils.seeding import seeded
 from .style import BLUE, ORANGE, plain_ticks
@@ -55,8 +56,7 @@ def plot_response_bands(
         >>> ax.get_legend_handles_labels()[1][0]
         'predicted, 90% of responses'
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}.")
+    check_fraction(level, "level")
     axes: Any = plt.gca() if ax is None else ax
     designs, outcomes, mask = split_history(
         check_history(history, simulator.design_dim, simulator.outcome_dim), simulator.design_dim

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .as_numbers import as_numbers, check_finite
 
-__all__ = ["as_finite_tensor", "check_choice", "check_count", "check_positive"]
+__all__ = ["as_finite_tensor", "check_choice", "check_count", "check_fraction", "check_positive"]
 
 
 def as_finite_tensor(value: Any, name: str, last_dim: int | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -57,6 +57,17 @@ def check_positive(value: Any, name: str) -> float:
         raise TypeError(f"{name} must be a number, got {value!r}.") from err
     if not 0 < number < math.inf:
         raise ValueError(f"{name} must be {'finite' if number == math.inf else 'positive'}, got {value}.")
+    return number
+
+
+def check_fraction(value: Any, name: str) -> float:
+    """Return `value` as a float strictly between 0 and 1; a `ValueError` otherwise."""
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number < 1:
+        raise ValueError(f"{name} must be strictly between 0 and 1, got {value!r}.")
     return number
 
 

@@ -27,7 +27,7 @@ def test_response_bands_hold_their_share(axes):
     inside = (responses[:, 0] > below[nearest]) & (responses[:, 0] < above[nearest])
     assert inside.float().mean().item() == pytest.approx(0.8, abs=0.04)
     assert ((middle > below) & (middle < above)).all()
-    with pytest.raises(ValueError, match="level must lie between"):
+    with pytest.raises(ValueError, match="level must be strictly between"):
         plot_response_bands(simulator, history, theta.expand(5, 3), level=90)
     with pytest.raises(ValueError, match="no trials to draw"):
         plot_response_bands(simulator, history[:0], theta.expand(5, 3))

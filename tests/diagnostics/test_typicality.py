@@ -180,7 +180,7 @@ def test_errors(posterior, reference):
     _, x = reference
     with pytest.raises(TypeError, match=r"needs posteriors with a summary\(x\), got object"):
         atypicality(object(), x, x)
-    with pytest.raises(ValueError, match="level must lie in"):
+    with pytest.raises(ValueError, match="level must be strictly between"):
         model_report(posterior, x, x, level=0.0)
     with pytest.raises(ValueError, match="model_names must be 2 names"):
         model_report(posterior, x, x, model_names=["one"])

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ...inference.posteriors.model_probabilities import losing_models
+from ...utils.checks import check_fraction
 from ...utils.packing.sizes import watch_sizes
 from ...utils.text_table import format_table
 from ..typicality import Atypicality, atypicality, members_in_one_context
@@ -147,8 +148,7 @@ def model_report(
         <- ATYPICAL: the models hardly ever make such data (p < 0.01); their probabilities are not to be relied on.
         All 2 together: p = 0.8
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie in (0, 1), got {level}.")
+    check_fraction(level, "level")
     members_in_one_context(posterior)
     with watch_sizes(warn=False) as watch:
         log_probs = posterior.log_probs(x, model_prior).cpu()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ...utils.checks import as_finite_tensor, check_choice, check_count
+from ...utils.checks import as_finite_tensor, check_choice, check_count, check_fraction
 from ...utils.packing.sizes import watch_sizes
 from ...utils.seeding import seeded
 from ...utils.text_table import format_table
@@ -236,8 +236,7 @@ def missing_data(x: Tensor, num: int, share: float) -> Tensor:
         [7.0, 7.0, 7.0]
     """
     x = _check_packed(x)
-    if not 0 < share < 1:
-        raise ValueError(f"missing must be a share of observations in (0, 1), got {share}.")
+    check_fraction(share, "missing")
     total = _count_observations(x)
     flat = x.reshape(-1, x.shape[-1])
     units = flat[:, -1].nonzero().squeeze(-1)

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..._compat import TrainingLoop
 from ...neural_nets.embedding_nets.hierarchical import HierarchicalEmbedding
-from ...utils.checks import check_count
+from ...utils.checks import check_count, check_fraction
 from ...utils.seeding import seeded
 from ...utils.tracking import NoTracker
 from .checkpoint import Checkpoint
@@ -71,12 +71,10 @@ class EpochSettings(Settings):
         if self.split_seed is not None:
             self._set("split_seed", check_count(self.split_seed, "split_seed", -(2**63)))
         self._set("vary_sizes", None if self.vary_sizes is None else bool(self.vary_sizes))
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must be a share between 0 and 1, got {self.validation_fraction}.")
+        self._set("validation_fraction", check_fraction(self.validation_fraction, "validation_fraction"))
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}.")
-        for name in ("validation_fraction", "weight_decay"):
-            self._set(name, float(getattr(self, name)))
+        self._set("weight_decay", float(self.weight_decay))
 
 
 class EpochTrainer:

@@ -14,7 +14,7 @@ from ...utils.checks import check_count, check_positive
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Settings", "StepSettings", "check_share", "cosine_decay"]
+__all__ = ["Settings", "StepSettings", "cosine_decay"]
 
 _ABOUT_THE_FILE = ("checkpoint", "checkpoint_every", "resume")
 
@@ -22,13 +22,6 @@ _ABOUT_THE_FILE = ("checkpoint", "checkpoint_every", "resume")
 def cosine_decay(done: float, final: float = 0.01) -> float:
     """Factor of the first learning rate after a share `done` of the training: from 1 to `final` along a cosine."""
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def check_share(value: Any, name: str) -> float:
-    """`value` as a float between 0 and 1; a `ValueError` otherwise."""
-    if not 0 <= float(value) <= 1:
-        raise ValueError(f"{name} must be a share between 0 and 1, got {value}.")
-    return float(value)
 
 
 def _limit(value: Any, name: str) -> float | None:
@@ -75,7 +68,9 @@ class Settings:
 
     def __post_init__(self):
         self._set("learning_rate", check_positive(self.learning_rate, "learning_rate"))
-        self._set("final_learning_rate", check_share(self.final_learning_rate, "final_learning_rate"))
+        self._set("final_learning_rate", float(self.final_learning_rate))
+        if not 0 <= self.final_learning_rate <= 1:
+            raise ValueError(f"final_learning_rate must be a share between 0 and 1, got {self.final_learning_rate}.")
         self._set("seed", None if self.seed is None else check_count(self.seed, "seed", -(2**63)))
         for name in ("clip_max_norm", "max_seconds"):
             self._set(name, _limit(getattr(self, name), name))

@@ -141,7 +141,7 @@ def test_errors():
         data_sensitivity(Exact(), x[0], level="groups")
     with pytest.raises(ValueError, match="level must be 'groups' or 'observations'"):
         data_sensitivity(Exact(), x, level="persons")
-    with pytest.raises(ValueError, match="missing must be a share"):
+    with pytest.raises(ValueError, match="missing must be strictly between 0 and 1"):
         data_sensitivity(Exact(), x, missing=1.0)
     with pytest.raises(ValueError, match=r"cleaned must be data of shape \(3, 4, 2\)"):
         data_sensitivity(Exact(), x, prepared={"cleaned": x[:2]})

@@ -29,13 +29,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....utils.checks import as_finite_tensor, check_count
+from ....utils.checks import as_finite_tensor, check_count, check_fraction
 
 __all__ = [
     "AteEstimate",
     "a2ipw_scores",
     "check_arm",
-    "check_level",
     "check_propensity",
     "estimate_ate",
     "mixture_scale",
@@ -139,7 +138,7 @@ def estimate_ate(scores: Any, level: float = 0.95, tightest_at: int = 200) -> At
         >>> bool(((low < 0) & (0 < high))[:, -1].float().mean() > 0.93)
         True
     """
-    level, scores = check_level(level), as_finite_tensor(scores, "scores").double()
+    level, scores = check_fraction(level, "level"), as_finite_tensor(scores, "scores").double()
     if scores.shape[-1] == 0:
         raise ValueError("scores must have at least one unit, got none.")
     count = torch.arange(1, scores.shape[-1] + 1, dtype=torch.float64, device=scores.device)
@@ -169,18 +168,11 @@ def mixture_scale(level: float, tightest_at: int) -> float:
         >>> round(200 * mixture_scale(0.95, 200) ** 2, 2)
         8.21
     """
-    log_inverse = -2 * math.log(1 - check_level(level))
+    log_inverse = -2 * math.log(1 - check_fraction(level, "level"))
     s = log_inverse + 1
     for _ in range(100):  # a contraction: its slope is 1 / (s + 1)
         s = math.log(s + 1) + log_inverse
     return math.sqrt(s / check_count(tightest_at, "tightest_at"))
-
-
-def check_level(level: Any) -> float:
-    """Return the level of an interval; a `ValueError` if it is not within (0, 1)."""
-    if isinstance(level, bool) or not isinstance(level, (int, float)) or not 0 < level < 1:
-        raise ValueError(f"level must be strictly between 0 and 1, got {level!r}.")
-    return float(level)
 
 
 def check_arm(arm: Any, name: str = "arm") -> Tensor:

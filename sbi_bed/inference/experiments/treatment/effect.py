@@ -8,7 +8,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from .a2ipw import FIRST_LOOK, AteEstimate, a2ipw_scores, check_level, estimate_ate, squared_width
+from ....utils.checks import check_fraction
+from .a2ipw import FIRST_LOOK, AteEstimate, a2ipw_scores, estimate_ate, squared_width
 from .betting import betting_intervals, outcome_range
 from .few_events import effective_number, missing_events, sequence_factor
 
@@ -55,7 +56,7 @@ def estimate_effect(
     Raises:
         ValueError: If an outcome lies outside the space, or the level is not within (0, 1).
     """
-    level, ends = check_level(level), outcome_range(outcome_space)
+    level, ends = check_fraction(level, "level"), outcome_range(outcome_space)
     if ends is not None:
         predicted = predicted.clamp(*ends)
     scores = effect_scores(arm, outcome, propensity, predicted, observed, rates)

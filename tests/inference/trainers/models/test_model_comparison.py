@@ -358,7 +358,7 @@ def test_a_saved_posterior_comes_back(tmp_path, grouped, gaussians, test_x):
         (lambda: trainer(10).train(resume=True), "resume=True needs checkpoint="),
         (lambda: trainer(10).train(max_num_epochs=0), "max_num_epochs must be at least 1"),
         (lambda: trainer(10).train(learning_rate=-1.0), "learning_rate must be positive"),
-        (lambda: trainer(10).train(validation_fraction=1.0), "validation_fraction must be a share"),
+        (lambda: trainer(10).train(validation_fraction=1.0), "validation_fraction must be strictly between 0 and 1"),
         (lambda: trainer(10).train(final_learning_rate=2.0), "final_learning_rate must be a share"),
         (lambda: trainer(10).train(weight_decay=-1.0), "weight_decay must be 0 or more"),
         (
