@@ -1,5 +1,6 @@
 """Live treatment experiments: known variances, coverage, speed, and replays of trials that were really run."""
 
+import math
 import time
 from pathlib import Path
 
@@ -142,51 +143,126 @@ def test_real_trials(file, columns, scale):
         assert abs(float(final.ate.mean()) - trial.effect) < 0.5 * trial.effect_stderr
 
 
-def without_effect(draw):
-    """No covariates, no effect, outcomes from `draw`."""
+def plain_problem(simulate, means=(0.0, 0.0)):
+    """No covariates; outcomes of both arms from `simulate`, of which `means` are the means."""
 
     def moments(x):
-        ones = torch.ones(*x.shape[:-1], 2, dtype=torch.float64)
-        return 0 * ones, ones
+        mean = torch.tensor(means, dtype=torch.float64).expand(*x.shape[:-1], 2)
+        return mean, torch.ones_like(mean)
 
     nodes = torch.zeros(1, 0, dtype=torch.float64)
-    return TreatmentProblem(lambda n: torch.zeros(n, 0).double(), moments, nodes, lambda mean, _: draw(mean))
+    return TreatmentProblem(lambda n: torch.zeros(n, 0).double(), moments, nodes, simulate)
 
 
-@pytest.mark.parametrize("rate", [0.01, 0.03])
-@pytest.mark.parametrize("num_units", [40, 200])
-def test_rare_events(rate, num_units):
-    problem = without_effect(lambda like: torch.bernoulli(torch.full_like(like, rate)))
-    for name, policy in (("coin", CoinFlip(0)), ("arms' variances", NonContextualNeyman(0))):
-        log = run_treatment_study(problem, policy, num_units, 400, seed=1).log
-        for space in ("real", "binary"):
-            found, text = log.running(outcome_space=space), []
-            for label, ends in (("fixed", found.interval), ("at all times", found.confidence_sequence)):
-                holds = ((ends[0] <= 0) & (ends[1] >= 0)).double()
-                share = float(holds[:, -1].mean() if label == "fixed" else holds.amin(-1).mean())
-                text.append(f"{label} {share:.3f}, half-width {float((ends[1] - ends[0])[:, -1].median()) / 2:.3f}")
-                assert share >= 0.945
-            report(f"{num_units} units, events at {rate}, {name}, {space}", "; ".join(text), f"{COMMAND} rare_events")
+NUM_RARE = 400
+PLACES = (40, 100, 200, 400, 1000)
 
 
-@pytest.mark.parametrize("kind", ["binary", "zero-inflated", "lognormal", "normal"])
-def test_stopping_without_effect(kind):
-    draws = {
-        "binary": lambda like: torch.bernoulli(torch.full_like(like, 0.05)),
-        "zero-inflated": lambda like: torch.bernoulli(torch.full_like(like, 0.2)) * torch.randn_like(like).exp(),
-        "lognormal": lambda like: torch.randn_like(like).exp(),
-        "normal": torch.randn_like,
-    }
+@pytest.mark.parametrize("rates", [(0.01, 0.01), (0.03, 0.03), (0.01, 0.03)])
+def test_rare_events(rates):
+    problem, start = plain_problem(lambda mean, _: torch.bernoulli(mean), rates), time.process_time()
+    effect, error = rates[1] - rates[0], (0.95 * 0.05 / NUM_RARE) ** 0.5
     designs = {
         "coin": CoinFlip(0),
         "arms' variances": NonContextualNeyman(0),
         "teacher": NeymanTeacher(0, refit_every=20),
     }
     for name, policy in designs.items():
-        log = run_treatment_study(without_effect(draws[kind]), policy, 300, 1000, seed=1).log
-        for label, found in (("plain", estimate_ate(log.scores)), ("with events", log.running())):
+        found = run_treatment_study(problem, policy, max(PLACES), NUM_RARE, seed=1).log.running(outcome_space="binary")
+        fixed, sequence = (
+            ((low <= effect + 1e-12) & (effect - 1e-12 <= high)).double()
+            for low, high in (found.interval, found.confidence_sequence)
+        )
+        shares = [float(fixed[:, place - 2].mean()) for place in PLACES]  # the first unit does not enter
+        always, half = (
+            float(sequence.amin(-1).mean()),
+            float((found.interval[1] - found.interval[0])[:, -1].median()) / 2,
+        )
+        text = f"fixed at {PLACES} units {', '.join(f'{share:.3f}' for share in shares)}; at all times {always:.3f}; "
+        text += f"half-width at the end {half:.4f}; {NUM_RARE} runs, {time.process_time() - start:.0f} CPU s so far"
+        report(f"binary outcomes at {rates}, {name}", text, f"{COMMAND} rare_events")
+        assert min(shares) >= 0.945 - 2 * error and always >= 0.95 - 2 * error
+
+
+def _rare(like, rate):
+    return torch.bernoulli(torch.full_like(like, rate))
+
+
+KINDS = {  # outcomes and their mean
+    "normal": (torch.randn_like, 0.0),
+    "lognormal": (lambda like: torch.randn_like(like).exp(), math.exp(0.5)),
+    "exponential": (lambda like: -torch.rand_like(like).log(), 1.0),
+    "zero-inflated": (lambda like: _rare(like, 0.1) * torch.randn_like(like).exp(), 0.1 * math.exp(0.5)),
+    "Student t, 3 degrees": (lambda like: torch.distributions.StudentT(3.0).sample(like.shape).to(like), 0.0),
+    "Pareto, index 3": (lambda like: torch.distributions.Pareto(1.0, 3.0).sample(like.shape).to(like), 1.5),
+    "binary": (lambda like: _rare(like, 0.05), 0.05),
+}
+
+
+@pytest.mark.parametrize("where", ["both arms", "one arm"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopping_without_effect(kind, where):
+    """In one arm: the other has nearly constant outcomes of the same mean."""
+    draw, mean = KINDS[kind]
+
+    def simulate(means, _):
+        both = draw(means)
+        control = mean + 0.05 * torch.randn_like(means[..., 0])
+        return both if where == "both arms" else torch.stack([control, both[..., 1]], -1)
+
+    designs = {
+        "coin": (CoinFlip(0), 2000),
+        "arms' variances": (NonContextualNeyman(0), 2000),
+        "teacher": (NeymanTeacher(0, refit_every=20), 400),
+    }
+    text = []
+    for name, (policy, num) in designs.items():
+        log = run_treatment_study(plain_problem(simulate), policy, 500, num, seed=1).log
+        for label, found in (("plain", estimate_ate(log.scores)), ("", log.running())):
             low, high = found.confidence_sequence
-            wrong = 1 - float(((low <= 0) & (high >= 0)).all(-1).double().mean())
-            text = f"type I error {wrong:.3f} when stopping at the first sequence without 0; 1,000 runs of 300"
-            report(f"{kind} outcomes, {name}, {label} sequence", text, f"{COMMAND} stopping")
-            assert label == "plain" or wrong <= 0.05 + 2 * (0.05 * 0.95 / 1000) ** 0.5
+            wrong = (low > 0) | (high < 0)
+            early, late = (float(wrong[:, : place - 1].any(-1).double().mean()) for place in (100, 500))
+            text.append(f"{name} {label or f'{early:.3f}, {late:.3f}'}" + (f" {late:.3f}" if label else ""))
+            assert label or max(early, late) <= 0.05 + 2 * (0.05 * 0.95 / num) ** 0.5
+    what = f"type I error at 100 and 500 units, {kind} outcomes in {where}"
+    report(what, "; ".join(text) + "; 2,000 runs (teacher 400)", f"{COMMAND} stopping")
+
+
+NUM_LOST, UNITS_LOST = 400, 100
+
+
+def lossy_trial(policy, seed, loss=0.0, delay=0, space="real"):
+    """A trial whose arm 1 loses a share of its outcomes, or has them `delay` units late; the effect is 1, or 0.1."""
+    generator = torch.Generator().manual_seed(seed)
+    x, noise, lost, chance = torch.rand(4, UNITS_LOST, generator=generator, dtype=torch.float64)
+    normal = torch.special.ndtri(noise)
+    experiment, arms = TreatmentExperiment(policy, seed=seed, outcome_space=space), []
+    for t in range(UNITS_LOST):
+        arms.append(int(experiment.assign()[0]))
+        due = [t] if arms[t] == 0 or not delay else []
+        if delay and t >= delay and arms[t - delay] == 1:
+            due.append(t - delay)
+        for unit in due:
+            arm = arms[unit]
+            real = 3 + 4 * x[unit] + arm + (1 + arm) * 0.5 * normal[unit]
+            if arm == 0 or lost[unit] >= loss:
+                experiment.update(float(real if space == "real" else chance[unit] < 0.2 + 0.1 * arm), unit=unit)
+    return experiment.estimate()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "how", [{"loss": 0.6}, {"delay": 40}, {"loss": 0.6, "space": "binary"}], ids=["loss", "delay", "binary loss"]
+)
+@pytest.mark.parametrize("policy", [CoinFlip(0), NonContextualNeyman(0)], ids=["coin", "arms' variances"])
+def test_loss_and_delay(policy, how, request):
+    effect, start = 0.1 if "space" in how else 1.0, time.process_time()
+    found = [lossy_trial(policy, seed, **how) for seed in range(NUM_LOST)]
+    ate = torch.tensor([each.ate for each in found], dtype=torch.float64)
+    bias, stderr = float(ate.mean()) - effect, float(ate.std()) / NUM_LOST**0.5
+    covered = sum(each.interval[0] <= effect <= each.interval[1] for each in found) / NUM_LOST
+    error = (0.95 * 0.05 / NUM_LOST) ** 0.5
+    text = f"bias {bias:.4f} ± {stderr:.4f}, coverage {covered:.3f}; {NUM_LOST} runs of {UNITS_LOST}, "
+    what = f"arm 1 {how}, {request.node.callspec.id}"
+    report(what, text + f"{time.process_time() - start:.0f} CPU s", f"{COMMAND} loss_and_delay")
+    assert abs(bias) < 3 * stderr and covered > 0.95 - 3 * error

@@ -13,6 +13,10 @@ all times at once with probability 1 − α, for every sample size and every dis
 
 At one time t that is fixed beforehand the average takes only γ near the best one for t units, about √(2 log(2/α) / t) times
 the ratio of range to standard deviation. The interval is then tighter and holds at that time.
+
+All of this is exact where every outcome of the units that enter is there. Where outcomes are missing, scores and their
+ranges rest on rates of observation that are estimated from all units (`observation.py`), not from the units before. Then
+coverage is approximate.
 """
 
 from __future__ import annotations
