@@ -34,6 +34,7 @@ __all__ = ["betting_intervals", "check_outcome_space", "outcome_range"]
 _SHARES = 0.95 * 0.62 ** torch.arange(12, dtype=torch.float64)  # γ
 _NUM_CANDIDATES = 201  # m
 _LARGEST = 5_000_000  # numbers held at once
+_MOST = 700.0  # log of a capital that still fits into float64
 
 
 def check_outcome_space(space: Any) -> str | tuple[float, float]:
@@ -107,18 +108,19 @@ def _lower_ends(scores: Tensor, lowest: Tensor, width: float, level: float) -> T
     near = (best / 3 <= _SHARES) & (15 * best >= _SHARES)
     near[:, 0] |= ~near.any(-1)
     weights = torch.stack([near.double(), torch.ones_like(near, dtype=torch.float64)])
-    log_weights = (weights / weights.sum(-1, keepdim=True)).log()  # (2, T, shares)
+    weights = weights / weights.sum(-1, keepdim=True)  # (2, T, shares)
     margin = (candidates - lowest.unsqueeze(-1)).clamp_min(1e-12)  # (E, T, m)
     gain = ((scores.unsqueeze(-1) - candidates) / margin).clamp_min(-1.0)
-    capital = torch.full((2, *gain.shape), -torch.inf, dtype=torch.float64)
+    capital = torch.zeros(2, *gain.shape, dtype=torch.float64)  # what is below the smallest float64 counts as lost
     for number, share in enumerate(_SHARES):
-        log_capital = (share * gain).log1p().cumsum(-2)
-        capital = torch.logaddexp(capital, log_capital + log_weights[:, None, :, number, None])
-    rejected = capital >= math.log(2 / (1 - level))
+        one = (share * gain).log1p_().cumsum(-2).clamp_max_(_MOST).exp_()
+        for total, weight in zip(capital, weights[:, :, number, None], strict=True):
+            total.addcmul_(one, weight)
+    rejected = capital >= 2 / (1 - level)
     # Candidates below the first that is not rejected are out; between the two the end is interpolated.
     first = rejected.cummin(-1).values.sum(-1)  # number of rejected candidates from the lowest on
     at, before = first.clamp_max(_NUM_CANDIDATES - 1), (first - 1).clamp_min(0)
-    above, below = (capital.gather(-1, index.unsqueeze(-1)).squeeze(-1) for index in (at, before))
+    above, below = (capital.gather(-1, index.unsqueeze(-1)).squeeze(-1).log() for index in (at, before))
     share = ((below - math.log(2 / (1 - level))) / (below - above).clamp_min(1e-12)).clamp(0, 1)
     share = torch.where(torch.isfinite(share), share, 0.0)
     ends = candidates[before] + share * (candidates[at] - candidates[before])
