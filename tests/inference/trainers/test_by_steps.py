@@ -92,10 +92,10 @@ class Stop(Exception):
 
 
 def state_of(trainer):
-    """All that a finished trainer shows: weights of its nets, and every public attribute that is plain data."""
+    """Weights of a finished trainer, and every public attribute that is plain data; a report is made when asked for."""
     weights = {name: net.state_dict() for name, net in trainer._nets().items()}
     plain = (bool, int, float, str, list, tuple, type(None))
-    names = [name for name in dir(trainer) if not name.startswith("_")]
+    names = [name for name in dir(trainer) if not name.startswith("_") and name != "report"]
     return weights, {name: getattr(trainer, name) for name in names if isinstance(getattr(trainer, name), plain)}
 
 
