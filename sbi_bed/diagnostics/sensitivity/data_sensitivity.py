@@ -10,6 +10,10 @@ set, without training:
 
 The result is the shift of the posterior mean of each parameter, in posterior standard deviations, or of the probability of
 each model. If the data dominate the prior, a bootstrap of exchangeable observations moves means by about one such deviation.
+
+Means of n draws carry noise, so a shift has a standard error e of about 1/√n. It adds to small shifts: where single trials
+move the posterior by .05 deviations, 1,000 draws show .06. So it is taken off the root mean square, which is
+√(mean(shift²) − mean(e²)). The net's own error, often .05 deviations, stays in it.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ Level = Literal["groups", "observations"]
 
 _NUMBERS_AT_A_TIME = 2**24  # of x in a batch
 _DRAWS_AT_A_TIME = 2**20
+_BASELINES = 16  # times the draws of a variant: the baseline's error is in all shifts
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class DataSensitivity:
         baseline: Summary of the data as they are, (K,).
         scale: Unit of shifts, (K,): posterior standard deviations of the parameters; 1 for models.
         estimates: Kind of variant → its R summaries, (R, K).
+        errors: Kind of variant → Monte Carlo standard errors of its R shifts, (R, K), in units of `scale`; 0 for models.
         names: K names.
         sizes: In which sizes variants leave those that the net was trained on; empty if in none, or if it knows none.
         sizes_are_known: Whether the net remembers the sizes that it was trained on.
@@ -57,6 +63,7 @@ class DataSensitivity:
     baseline: Tensor
     scale: Tensor
     estimates: dict[str, Tensor]
+    errors: dict[str, Tensor]
     names: tuple[str, ...]
     sizes: str = ""
     sizes_are_known: bool = True
@@ -66,13 +73,27 @@ class DataSensitivity:
         """Summaries minus the baseline's, in units of `scale`, (R, K) for each kind."""
         return {kind: (values - self.baseline) / self.scale for kind, values in self.estimates.items()}
 
+    @property
+    def root_mean_squares(self) -> dict[str, Tensor]:
+        """Root mean square shift of each kind, (K,), without Monte Carlo error; 0 where that explains all of it."""
+        squares = {
+            kind: shift.square().mean(0) - self.errors[kind].square().mean(0) for kind, shift in self.shifts.items()
+        }
+        return {kind: square.clamp_min(0).sqrt() for kind, square in squares.items()}
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each variant and parameter, or model."""
         import pandas as pd
 
         return pd.DataFrame(
             [
-                {"variants": kind, "variant": r, "of": name, "shift": float(shift[r, k])}
+                {
+                    "variants": kind,
+                    "variant": r,
+                    "of": name,
+                    "shift": float(shift[r, k]),
+                    "standard error": float(self.errors[kind][r, k]),
+                }
                 for kind, shift in self.shifts.items()
                 for r in range(len(shift))
                 for k, name in enumerate(self.names)
@@ -83,10 +104,10 @@ class DataSensitivity:
         rows = []
         for kind, shift in self.shifts.items():
             for k, name in enumerate(self.names):
-                of_one = shift[:, k]
-                sizes = (of_one.square().mean().sqrt(), of_one.abs().max())
+                sizes = self.root_mean_squares[kind][k], shift[:, k].abs().max(), self.errors[kind][:, k].mean()
                 rows.append((kind, name, str(len(shift)), *(f"{float(v):.3f}" for v in sizes)))
-        table = format_table(("variants", "of", "number", "root mean square shift", "largest"), rows)
+        head = "variants", "of", "number", "root mean square shift", "largest", "error of one"
+        table = format_table(head, rows)
         if not self.sizes_are_known:
             return f"{table}\nIt is not known on which sizes the net was trained: shifts hold if it was on such sizes."
         if not self.sizes:
@@ -122,7 +143,7 @@ def data_sensitivity(
         missing: Share of the observations that is left out, in (0, 1).
         num_missing: Variants with missing observations; none if 0.
         prepared: Name → data set of the same shape as x, or R of them (R, *event).
-        num_samples: Posterior draws for each variant, of parameters. Means carry noise of 1/√num_samples deviations.
+        num_samples: Posterior draws for each variant, of parameters. A shift has a standard error of 1/√num_samples.
         names: K names; "theta_0", … or "M0", … if None.
         seed: Seed; the global generator if None.
         **sample_settings: Passed on to `sample_batched` (such as `context=`) or `log_probs` (such as `model_prior=`).
@@ -156,17 +177,23 @@ def data_sensitivity(
             variants[name] = data.unsqueeze(0) if data.ndim == x.ndim else data
             if variants[name].shape[1:] != x.shape:
                 raise ValueError(f"{name} must be data of shape {tuple(x.shape)}, got {tuple(data.shape)}.")
-        batch = torch.cat([x.unsqueeze(0), *variants.values()])
+        copies = 1 if _is_over_models(posterior) else _BASELINES
+        batch = torch.cat([x.expand(copies, *x.shape), *variants.values()])
         with watch_sizes(warn=False) as watch, without_sbi_notes():
-            found, scale = _summaries(posterior, batch, check_count(num_samples, "num_samples", 2), sample_settings)
+            found, stderr, scale = _summaries(
+                posterior, batch, check_count(num_samples, "num_samples", 2), sample_settings
+            )
     watch.warn()
     stem = "M" if _is_over_models(posterior) else "theta_"
     names = [f"{stem}{k}" for k in range(found.shape[-1])] if names is None else list(names)
     if len(names) != found.shape[-1]:
         raise ValueError(f"names must be {found.shape[-1]} names, got {names}.")
-    parts = found[1:].split([len(data) for data in variants.values()])
-    estimates = dict(zip(variants, parts, strict=True))
-    return DataSensitivity(found[0], scale, estimates, tuple(names), watch.describe(), bool(watch.outside))
+    lengths = [len(data) for data in variants.values()]
+    estimates = dict(zip(variants, found[copies:].split(lengths), strict=True))
+    variance = stderr[copies:].square() + stderr[0].square() / copies
+    errors = dict(zip(variants, (variance.sqrt() / scale).split(lengths), strict=True))
+    baseline = found[:copies].mean(0)
+    return DataSensitivity(baseline, scale, estimates, errors, tuple(names), watch.describe(), bool(watch.outside))
 
 
 def bootstrap_data(x: Tensor, num: int, level: Level = "observations") -> Tensor:
@@ -287,12 +314,12 @@ def _is_over_models(posterior: Any) -> bool:
 
 
 @torch.no_grad()
-def _summaries(posterior: Any, batch: Tensor, num_samples: int, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Means or probabilities (R, K) of data sets (R, *event), and the unit (K,) of shifts from the first."""
+def _summaries(posterior: Any, batch: Tensor, num_samples: int, settings: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Means or probabilities (R, K) of data sets (R, *event), their standard errors, and the unit (K,) of shifts."""
     step = max(1, _NUMBERS_AT_A_TIME // batch[0].numel())
     if _is_over_models(posterior):
         probs = torch.cat([posterior.log_probs(part, **settings).exp().cpu() for part in batch.split(step)])
-        return probs, torch.ones_like(probs[0])
+        return probs, torch.zeros_like(probs), torch.ones_like(probs[0])
     step = max(1, min(step, _DRAWS_AT_A_TIME // num_samples))
     member = getattr(posterior, "members", [posterior])[0]
     if "max_sampling_batch_size" in inspect.signature(member.sample_batched).parameters:
@@ -303,4 +330,5 @@ def _summaries(posterior: Any, batch: Tensor, num_samples: int, settings: dict[s
         draws = posterior.sample_batched((num_samples,), x=part, show_progress_bars=False, **settings).double().cpu()
         means.append(draws.mean(0))
         sds.append(draws.std(0))
-    return torch.cat(means), sds[0][0]
+    sd = torch.cat(sds)
+    return torch.cat(means), sd / num_samples**0.5, sd[0]

@@ -101,7 +101,7 @@ def test_shifts_are_those_of_the_exact_posterior_in_one_pass():
     found = data_sensitivity(
         posterior, x, level="groups", num_bootstrap=100, prepared={"doubled": doubled}, num_samples=4000, seed=0
     )
-    assert posterior.batches == [1 + 100 + 5 + 100 + 1]
+    assert posterior.batches == [16 + 100 + 5 + 100 + 1]
     mean, sd = Exact.moments(x.unsqueeze(0))
     noise = 5 * 2**0.5 / 4000**0.5
     exact = (Exact.moments(leave_one_out_data(x, "groups"))[0] - mean) / sd
@@ -111,6 +111,24 @@ def test_shifts_are_those_of_the_exact_posterior_in_one_pass():
     assert "leave one out" in str(found) and "root mean square shift" in str(found)
     again = data_sensitivity(posterior, x, level="groups", num_samples=100, seed=0, shift=9.0)
     assert float(again.baseline) > 7  # keywords reach sample_batched
+
+
+def test_small_shifts_are_not_hidden_in_monte_carlo_error():
+    """Each of 60 observations moves the mean by about .02 sd; 300 draws alone would show .06."""
+    x = packed(5, 60)
+    mean, sd = Exact.moments(x.unsqueeze(0))
+    exact = ((Exact.moments(leave_one_out_data(x))[0] - mean) / sd).square().mean()
+    squares, uncorrected, errors = [], [], []
+    for seed in range(30):
+        found = data_sensitivity(Exact(), x, num_bootstrap=0, num_missing=0, num_samples=300, seed=seed)
+        shift, error = found.shifts["leave one out"], found.errors["leave one out"]
+        torch.testing.assert_close(error, torch.full_like(error, 300**-0.5), rtol=0.3, atol=0)
+        corrected = (shift.square() - error.square()).mean()
+        assert float(found.root_mean_squares["leave one out"]) == pytest.approx(float(corrected.clamp_min(0)) ** 0.5)
+        squares.append(corrected), uncorrected.append(shift.square().mean()), errors.append(error.square().mean())
+    squares = torch.stack(squares)
+    assert (squares.mean() - exact).abs() < 4 * squares.std() / 30**0.5
+    assert torch.stack(uncorrected).mean() - exact > 0.7 * torch.stack(errors).mean()  # without the correction
 
 
 def test_an_ensemble_over_parameters_is_one_over_parameters():

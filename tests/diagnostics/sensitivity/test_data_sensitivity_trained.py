@@ -71,6 +71,6 @@ def test_shifts_of_a_net_with_varying_sizes_are_within_15_percent():
             variants = {"leave one out": leave_one_out_data(x), "bootstrap": bootstrap_data(x, 200)}
         for kind, data in variants.items():
             exact = (exact_mean(data) - exact_mean(x.unsqueeze(0))) / exact_sd
-            root_mean_square = found.shifts[kind].square().mean().sqrt()
+            root_mean_square = found.root_mean_squares[kind]
             ratios[kind].append(float(root_mean_square / exact.square().mean().sqrt()))
     assert all(abs(ratio - 1) < 0.15 for each in ratios.values() for ratio in each), ratios
