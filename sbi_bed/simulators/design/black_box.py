@@ -36,7 +36,7 @@ from .learned_likelihood import LikelihoodReport, check_density, fit_density
 __all__ = ["BlackBoxSimulator", "process_design_simulator"]
 
 _MOST_ATTEMPTS = 10  # runs of a row that keeps failing
-_SIMULATING = 0.4  # share of a time limit that simulations may take
+_SIMULATING = 0.6  # share of a time limit that simulations may take
 _SAVE_EVERY = 10.0  # seconds
 _FEWEST = 200  # simulations that a likelihood is learned from
 
@@ -180,6 +180,11 @@ class BlackBoxSimulator(DesignSimulator):
     def likelihood_is_learned(self) -> bool:
         """Whether the likelihood is there already."""
         return self._density is not None
+
+    @property
+    def seconds_of_simulations(self) -> float:
+        """How long all simulations for the likelihood may take, by the few runs at construction."""
+        return self._seconds_per_run * self.num_simulations / count_workers(self.num_workers)
 
     @property
     def surrogate(self) -> DesignSimulator:

@@ -41,10 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["DAD"]
 
 _GROWING = 0.4  # share of a training in which experiments grow to their full length
-_LEARNING, _IMPROVING = (
-    0.25,
-    0.1,
-)  # shares of a time limit for a black box's likelihood, at first and where the policy goes
+# Shares of a time limit for the likelihood of a black box: at first, at first if it is slow, and where a policy goes.
+_LEARNING, _LEARNING_SLOWLY, _IMPROVING = 0.25, 0.5, 0.1
 _REPORTING, _WHOLE_TRAINING = 0.05, 50_000  # share of a time limit; experiments from which a report is made at once
 _IMPROVE_AT = 0.5  # share of a training after which it is improved
 
@@ -228,7 +226,10 @@ class DAD(StepTrainer):
         self._to_improve = False
         if isinstance(self.simulator, BlackBoxSimulator):
             if not self.simulator.likelihood_is_learned:
-                limit = None if settings.max_seconds is None else _LEARNING * settings.max_seconds
+                limit = settings.max_seconds
+                if limit is not None:
+                    takes_long = self.simulator.seconds_of_simulations > _LEARNING * limit
+                    limit *= _LEARNING_SLOWLY if takes_long else _LEARNING
                 self.simulator.learn_likelihood(max_seconds=limit)
                 self._to_improve = True
             self.experiments.simulator = self.simulator.surrogate
