@@ -14,7 +14,7 @@ import torch
 
 from .._version import __version__
 
-__all__ = ["load_file", "rebuilding", "save_file", "write_atomically"]
+__all__ = ["load_file", "load_weights", "rebuilding", "save_file", "write_atomically"]
 
 _PLAIN = (bool, bytes, complex, float, int, str, torch.device, torch.dtype, type(None))
 _FOLDER = 0x10  # attribute of a zip record: torch reads no bytes of a folder, and leaves in memory what was there
@@ -85,6 +85,23 @@ def _check_plain(value: Any, name: str) -> None:
             _check_plain(each, f"{name}[{index}]")
     elif not (isinstance(value, torch.Tensor) or type(value) in _PLAIN):
         raise TypeError(f"{name} cannot be saved: a {type(value).__name__} is neither a tensor nor plain data.")
+
+
+def load_weights(net: torch.nn.Module, weights: dict[str, torch.Tensor], embedding_net: torch.nn.Module | None) -> None:
+    """Give a net its saved weights, in place; `embedding_net` is what the user has given for its rebuilding, if anything.
+
+    Raises:
+        ValueError: If they do not fit, saying whose fault that is.
+    """
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as err:
+        if embedding_net is not None:
+            raise ValueError(f"the saved weights do not fit embedding_net: {err}") from err
+        raise ValueError(
+            "the saved weights do not fit the net that this version of sbi_bed builds: another version, whose nets read "
+            "other features, wrote the file. Train the net again, or load the file with that version."
+        ) from err
 
 
 @contextlib.contextmanager

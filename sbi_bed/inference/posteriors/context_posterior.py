@@ -29,7 +29,7 @@ from ...simulators.sbi_prior import SBIPrior
 from ...simulators.sensitivity.contexts import Contexts, prior_of_context
 from ...simulators.sensitivity.power_scaled_prior import PowerScaledPrior
 from ...utils.checks import as_finite_tensor
-from ...utils.files import load_file, rebuilding, save_file
+from ...utils.files import load_file, load_weights, rebuilding, save_file
 from ...utils.packing.contexts import pack_context
 from ...utils.packing.sizes import watch_sizes
 from ...utils.transforms import inside_support
@@ -206,10 +206,7 @@ class ContextPosterior:
             theta = torch.randn(4, content["theta_dim"])
             x = pack_context(torch.ones(4, *event_shape), contexts.sample((4,)))  # masks are 1
             estimator = build_context_estimator(theta, x, embedding, content["model"], content["model_settings"], prior)
-            try:
-                estimator.load_state_dict(weights)
-            except RuntimeError as err:
-                raise ValueError(f"the saved weights do not fit embedding_net: {err}") from err
+            load_weights(estimator, weights, embedding_net)
             return cls(estimator, prior, contexts, event_shape, content)
 
     # ---- checks and rejection

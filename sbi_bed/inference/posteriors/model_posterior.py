@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...neural_nets.classifiers import EvidenceClassifier
 from ...simulators.models.model_family import as_log_prior
 from ...utils.checks import as_finite_tensor
-from ...utils.files import load_file, rebuilding, save_file
+from ...utils.files import load_file, load_weights, rebuilding, save_file
 from ...utils.packing.sizes import watch_sizes
 from .model_probabilities import ModelProbabilities
 
@@ -141,8 +141,5 @@ def restore_model_posterior(description: dict[str, Any], embedding_net: nn.Modul
     else:
         net = copy.deepcopy(embedding_net)
     classifier = EvidenceClassifier(net, **description["classifier"])
-    try:
-        classifier.load_state_dict(description["weights"])
-    except RuntimeError as err:
-        raise ValueError(f"the saved weights do not fit embedding_net: {err}") from err
+    load_weights(classifier, description["weights"], embedding_net)
     return ModelPosterior(classifier, description["model_prior"], description["event_shape"])

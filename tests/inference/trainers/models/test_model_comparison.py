@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from sbi_bed.inference import ModelComparison, ModelPosterior
 from sbi_bed.neural_nets import HierarchicalEmbedding
-from sbi_bed.utils.files import save_file
+from sbi_bed.utils.files import load_file, save_file
 
 UNIFORM = torch.tensor([1 / 3, 1 / 3, 1 / 3])
 
@@ -316,6 +316,16 @@ def test_a_saved_posterior_comes_back(tmp_path, grouped, gaussians, test_x):
     assert torch.equal(loaded.log_probs(test_x), gaussians.log_probs(test_x))
     with pytest.raises(ValueError, match="do not fit embedding_net"):
         ModelPosterior.load(tmp_path / "gaussians", embedding_net=torch.nn.Linear(2, 8))
+    content = load_file(tmp_path / "grouped", "model_posterior")
+    name = "embedding_net.levels.0.context.weight"
+    content["weights"][name] = content["weights"][name][:, :-1]  # as of a version with a feature less
+    save_file(
+        tmp_path / "older", "model_posterior", {k: v for k, v in content.items() if k not in ("format", "version")}
+    )
+    with pytest.raises(
+        ValueError, match=r"older cannot be loaded: .* another version, .* Train the net again, or load the"
+    ):
+        ModelPosterior.load(tmp_path / "older")
     save_file(tmp_path / "half", "model_posterior", {"embedding": "HierarchicalEmbedding"})
     with pytest.raises(ValueError, match="lacks parts of a model posterior"):
         ModelPosterior.load(tmp_path / "half")
