@@ -34,8 +34,8 @@ class PastNuisance:
         >>> nuisance = PastNuisance(LinearRegression())
         >>> for i in range(20):
         ...     nuisance.observe(torch.tensor([float(i)]), 1, 2.0 * i)
-        >>> nuisance.predict(torch.tensor([[30.0]])).round(decimals=4)
-        tensor([[ 0., 60.]], dtype=torch.float64)
+        >>> nuisance.predict(torch.tensor([[30.0]])).round(decimals=4)  # arm 0 without outcomes: the mean of arm 1
+        tensor([[19., 60.]], dtype=torch.float64)
     """
 
     def __init__(self, regressor: Any, refit_every: int = 1):
