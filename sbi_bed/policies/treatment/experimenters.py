@@ -125,7 +125,8 @@ class ExperimenterTransformer(TreatmentPolicy):
         flat = covariates.to(key).reshape(sample_shape.numel(), *covariates.shape[len(sample_shape) :]).movedim(0, -2)
         visible = torch.ones(flat.shape[-2], key.shape[-2], dtype=torch.bool, device=key.device)
         both = self._ask(state.caches, self.units.features(flat), visible)
-        return state.unit.rescale(*(part.movedim(-2, 0).reshape(*shape, 2) for part in both))
+        mean, log_variance = (part.movedim(-2, 0).reshape(*shape, 2) for part in both)
+        return state.unit.rescale_any(mean, log_variance, len(self.units))
 
     def along(self, history: Tensor, places: Tensor | None = None) -> StreamPredictions:
         """All units, or those at some places, side by side; see `TreatmentPolicy`."""
@@ -172,7 +173,7 @@ class ExperimenterTransformer(TreatmentPolicy):
         seen, unit = units[..., :last, :], self._outcome_unit(units, num)
         visible = torch.arange(last, device=units.device) < places.to(units.device).unsqueeze(-1)
         both = self._ask(self._append(None, seen, unit), units[..., places, :-3], visible)
-        return unit.for_rows().rescale(*both)
+        return unit.for_rows().rescale_any(*both, len(self.units))
 
     def _append(
         self, caches: tuple[tuple[Tensor, Tensor], ...] | None, units: Tensor, unit: OutcomeUnit

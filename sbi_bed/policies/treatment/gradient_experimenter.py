@@ -123,7 +123,7 @@ class GradientExperimenter(TreatmentPolicy):
     def predict(self, state: _State, covariates: Tensor) -> tuple[Tensor, Tensor]:
         """Predictive mean and log variance; see `TreatmentPolicy`."""
         features = self.units.features(covariates.to(self.log_sizes)).unsqueeze(-2)
-        return state.unit.rescale(*self._moments(state.solution, features))
+        return state.unit.rescale_any(*self._moments(state.solution, features), len(self.units))
 
     def along(self, history: Tensor, places: Tensor | None = None) -> StreamPredictions:
         """All units, or those at some places, side by side; see `TreatmentPolicy`."""
@@ -137,7 +137,7 @@ class GradientExperimenter(TreatmentPolicy):
         solution = self._descend(units[..., :-3], standard, weight.flatten(-3, -2))
         solution = _Solution(*(part.unflatten(-2, (-1, 2)) for part in solution))
         features = units[..., places, :-3].to(self.log_sizes).unsqueeze(-2)
-        mean, log_variance = unit.rescale(*self._moments(solution, features))
+        mean, log_variance = unit.rescale_any(*self._moments(solution, features), len(self.units))
         return StreamPredictions(neyman_propensity(log_variance, self.clip), mean, log_variance)
 
     # ---- descent

@@ -26,11 +26,9 @@ from .arm_moments import ArmMoments
 from .base import TreatmentPolicy, check_units, neyman_propensity
 from .binary_beliefs import BinaryBeliefs, fit_binary_beliefs
 from .series_beliefs import SeriesBeliefs, fit_beliefs, prior_beliefs
-from .unit_features import OutcomeUnit, UnitFeatures
+from .unit_features import OutcomeUnit, UnitFeatures, two_values
 
 __all__ = ["NeymanTeacher"]
-
-_FEWEST_FOR_BINARY = 8  # outcomes of two values that are taken for binary
 
 
 class _Binary(NamedTuple):
@@ -240,17 +238,13 @@ class NeymanTeacher(TreatmentPolicy):
             low, high = torch.zeros_like(mask[..., 0]), torch.ones_like(mask[..., 0])
             holds = torch.ones_like(low, dtype=torch.bool)
         else:
-            low = torch.where(seen, outcome, torch.inf).amin(-1)
-            high = torch.where(seen, outcome, -torch.inf).amax(-1)
-            at_ends = (outcome == low.unsqueeze(-1)) | (outcome == high.unsqueeze(-1)) | ~seen
-            holds = at_ends.all(-1) & (high > low) & (seen.sum(-1) >= _FEWEST_FOR_BINARY)
+            low, high, holds = two_values(outcome, seen)
             if self.outcome_space == "real" or not bool(holds.any()):
                 return None
-            low, high = torch.where(holds, low, 0.0), torch.where(holds, high, 1.0)
         ones = (outcome == high.unsqueeze(-1)).double().expand_as(weight)
         return _Binary(
             holds,
-            OutcomeUnit(low, high - low, holds, ArmMoments.none(low.shape)),
+            OutcomeUnit(low, high - low, holds, ArmMoments.none(low.shape), low, high, holds),
             fit_binary_beliefs(features, ones, weight, self.logit_sd),
         )
 

@@ -17,10 +17,26 @@ from ...simulators.treatment.function_basis import CosineSeries, RandomFeatures
 from ...utils.checks import as_finite_tensor, check_positive
 from .arm_moments import ArmMoments
 
-__all__ = ["OutcomeUnit", "UnitFeatures"]
+__all__ = ["OutcomeUnit", "UnitFeatures", "two_values"]
 
 _MOST_COSINE_DIMS = 3
 _ROUNDING = 1e-10  # a spread below this share of the outcomes' size is rounding
+_FEWEST_FOR_BINARY = 8  # outcomes of two values that are taken for binary
+
+
+def two_values(outcome: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lowest and highest outcome, and whether there are no others, each (*batch), for outcomes (*batch, n) that are seen.
+
+    0, 1 and False where outcomes take other values, or are fewer than eight.
+    """
+    if outcome.shape[-1] < _FEWEST_FOR_BINARY:
+        none = outcome.new_zeros(outcome.shape[:-1])
+        return none, none + 1, none > 0
+    low = torch.where(seen, outcome, torch.inf).amin(-1)
+    high = torch.where(seen, outcome, -torch.inf).amax(-1)
+    at_ends = (outcome == low.unsqueeze(-1)) | (outcome == high.unsqueeze(-1)) | ~seen
+    holds = at_ends.all(-1) & (high > low) & (seen.sum(-1) >= _FEWEST_FOR_BINARY)
+    return torch.where(holds, low, 0.0), torch.where(holds, high, 1.0), holds
 
 
 class OutcomeUnit(NamedTuple):
@@ -31,17 +47,23 @@ class OutcomeUnit(NamedTuple):
         scale: Scale, (*batch), positive; 1 where it is not known.
         known: Whether the scale is known, (*batch).
         moments: Of the arms, for predictions where it is not.
+        low: Lower of two values, (*batch), where outcomes take no others.
+        high: Higher of them, (*batch).
+        binary: Whether they take no others, (*batch).
     """
 
     centre: Tensor
     scale: Tensor
     known: Tensor
     moments: ArmMoments
+    low: Tensor
+    high: Tensor
+    binary: Tensor
 
     def for_rows(self) -> OutcomeUnit:
         """The same for several units of each experiment: everything has one more dimension, (*batch, 1)."""
-        centre, scale, known = (part.unsqueeze(-1) for part in self[:3])
-        return OutcomeUnit(centre, scale, known, ArmMoments(*(part.unsqueeze(-2) for part in self.moments)))
+        parts = {name: part.unsqueeze(-1) for name, part in self._asdict().items() if name != "moments"}
+        return OutcomeUnit(**parts, moments=ArmMoments(*(part.unsqueeze(-2) for part in self.moments)))
 
     def standardise(self, outcome: Tensor) -> Tensor:
         """Outcomes (*batch, n) in standard units; 0 where there is no scale yet."""
@@ -56,6 +78,20 @@ class OutcomeUnit(NamedTuple):
         plain = self.moments.predict()
         mean = torch.where(known, mean * scale + centre, plain[0])
         return mean, torch.where(known, log_variance + 2 * scale.log(), plain[1])
+
+    def rescale_any(self, mean: Tensor, log_variance: Tensor, num_functions: int) -> tuple[Tensor, Tensor]:
+        """The same, but the variance of outcomes with two values follows from their mean: p (1 − p) times (high − low)².
+
+        Each of m functions is learnt from about n_a / m units of arm a, so p is kept 1 / (n_a / m + 2) away from 0 and 1.
+        """
+        mean, log_variance = self.rescale(mean, log_variance)
+        if not bool(self.binary.any()):
+            return mean, log_variance
+        low, width, binary = (part.unsqueeze(-1) for part in (self.low, self.high - self.low, self.binary))
+        least = 1 / (self.moments.count / num_functions + 2)
+        share = torch.maximum(torch.minimum((mean - low) / width, 1 - least), least)
+        log_noise = (share * (1 - share)).log() + 2 * width.log()
+        return torch.where(binary, low + share * width, mean), torch.where(binary, log_noise, log_variance)
 
 
 class UnitFeatures(nn.Module):
@@ -141,13 +177,14 @@ class UnitFeatures(nn.Module):
         """
         arm, outcome, weight = torch.broadcast_tensors(arm, outcome, weight)
         count, moments = weight.sum(-1), ArmMoments.of(arm, outcome, weight)
+        values = two_values(outcome, weight > 0)
         if self.outcome_centre is None:
             centre = (weight * outcome).sum(-1) / count.clamp_min(1)
         else:
             centre = torch.full_like(count, self.outcome_centre)
         if self.outcome_scale is not None:
             known = torch.ones_like(count, dtype=torch.bool) if self.knows_unit else count > 0
-            return OutcomeUnit(centre, torch.full_like(count, self.outcome_scale), known, moments)
+            return OutcomeUnit(centre, torch.full_like(count, self.outcome_scale), known, moments, *values)
         freedom = count - (moments.count > 0).sum(-1)
         within = (moments.squares.sum(-1) / freedom.clamp_min(1)).sqrt()
         overall = (weight * (outcome - centre.unsqueeze(-1)).square()).sum(-1)
@@ -155,4 +192,4 @@ class UnitFeatures(nn.Module):
         size = (weight * outcome).abs().amax(-1) if outcome.shape[-1] else centre.abs()
         scale = torch.where(within > _ROUNDING * size, within, overall)
         known = scale > _ROUNDING * size
-        return OutcomeUnit(centre, torch.where(known, scale, 1.0), known, moments)
+        return OutcomeUnit(centre, torch.where(known, scale, 1.0), known, moments, *values)

@@ -17,7 +17,7 @@ from sbi_bed.policies import (
     load_policy,
 )
 from sbi_bed.policies.treatment.mixture_of_experimenters import log_score
-from sbi_bed.simulators import LocationFinding
+from sbi_bed.simulators import LocationFinding, TreatmentStream, assign_stream
 
 KINDS = {
     "transformer": lambda d: ExperimenterTransformer(d, hidden_dim=16, num_layers=2, num_heads=2),
@@ -286,3 +286,32 @@ def test_errors_say_what_is_wrong():
         ExperimenterTransformer(1, hidden_dim=10, num_heads=4)
     with pytest.raises(ValueError, match="clip must lie"):
         CoinFlip(1, clip=0.7)
+
+
+@pytest.mark.parametrize("policy", [GradientExperimenter(1), ExperimenterTransformer(1, hidden_dim=8, num_heads=2)])
+@torch.no_grad()
+def test_the_variance_of_two_valued_outcomes_follows_from_their_mean(policy):
+    """One unit after the other, and side by side; in other units the same; with a third value no more."""
+    seen = assign_stream(TreatmentStream(1.5, outcome="binary").sample(3, seed=0), CoinFlip(1), 40, seed=1).history
+    low, high = -2.0, 3.0
+    history = seen.clone()
+    history[..., -2] = low + (high - low) * seen[..., -2]
+    for said in (policy.along(history), policy.assess(policy.read(history[:, :39]), history[:, 39, :1])):
+        mean, variance = (part if part.ndim == 2 else part[:, 39] for part in (said.mean, said.log_variance.exp()))
+        torch.testing.assert_close(variance, (mean - low) * (high - mean), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(policy.along(seen).propensity, policy.along(history).propensity, rtol=0, atol=1e-5)
+    history[..., 3, -2] = 0.5
+    said = policy.along(history)
+    gap = said.log_variance.exp() - (said.mean - low) * (high - said.mean)
+    assert gap[:, 39].abs().min() > 1e-6
+
+
+@torch.no_grad()
+def test_gradient_descent_is_no_worse_than_a_coin_where_outcomes_are_binary():
+    problems = TreatmentStream(1.5, outcome="binary").sample(60, seed=1)
+    regret = [
+        assign_stream(problems, policy, 150, seed=2).regret[:, 50:].mean(1) / problems.bound
+        for policy in (GradientExperimenter(1, 1.5), CoinFlip(1))
+    ]
+    gain = regret[1] - regret[0]
+    assert gain.mean() > -2 * gain.std() / 60**0.5 and regret[0].mean() < 1.5 * regret[1].mean()
