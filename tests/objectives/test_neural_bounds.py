@@ -152,7 +152,7 @@ def test_what_a_bound_cannot_do_is_refused():
     discrete = DesignSimulator(
         simulator.prior, lambda t, d: (t > d).float(), DesignSpace(torch.distributions.constraints.real)
     )
-    with pytest.raises(ValueError, match="needs a simulator with a log_likelihood, or one with reparameterized"):
+    with pytest.raises(ValueError, match="log_likelihood, one made by process_design_simulator"):
         DAD(discrete, 2)
 
 
