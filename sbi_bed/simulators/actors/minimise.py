@@ -7,12 +7,13 @@ Numbers are searched for in three steps:
    (`cost_curve.py`), on even lattices of actions that move along until the least value is not at an end.
 3. The best is refined by lattices that zoom in, and the last three points by a parabola.
 
-Vectors are searched for by the scan and lattices that zoom in.
+Vectors are searched for by the scan and lattices that zoom in. If the cost depends on r − s alone, the expectation is one
+over this difference, and actions are right to 10⁻³ of the noise, jumps included; else to some 10⁻² where a cost jumps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,7 @@ _FARTHEST = 6.0  # how far from the belief's location actions are looked for, wh
 _NEAR = 2.5  # τ: how far around the location actions are looked at closely
 _LINE, _ZOOM, _ZOOMS, _MOVES = 65, 17, 6, 8
 _NEARLY_AS_GOOD = 0.5  # share of the range of expected costs within 3 τ
-_PLANE = {"responses": 45, "states": 20, "zoomed": 7, "num_zooms": 8}  # for vectors
+_PLANE = {"responses": 45, "states": 20, "zoomed": 7, "num_zooms": 11, "cells": 120, "in_a_cell": 10}  # for vectors
 
 
 @dataclass(frozen=True)
@@ -240,9 +241,10 @@ def _in_the_plane(
 ) -> Tensor:
     """Coordinates (N, D) of best actions, for N beliefs."""
     dim, scanned, nodes = perception.action_dim, _SCANNED[2], _SCAN_NODES[2]
-    step = max(
-        1, _POINTS_AT_A_TIME // max((scanned * nodes**2) ** dim, (_PLANE["responses"] * _PLANE["states"]) ** dim)
+    looked_at = (
+        _PLANE["cells"] * _PLANE["in_a_cell"] if cost.shift_invariant else _PLANE["responses"] * _PLANE["states"]
     )
+    step = max(1, _POINTS_AT_A_TIME // max(scanned * nodes**2, looked_at) ** dim)
     parts = []
     for i in range(0, len(sigma_r), step):
         rows = slice(i, i + step)
@@ -263,24 +265,75 @@ def _some_in_the_plane(
     chosen = expected_cost(cost, perception, belief, x_action, sigma_r, parameters, _SCAN_NODES[2]).argmin(1)
     centre = x_action[rows, chosen]
     half = (torch.stack([gap[rows, index[chosen, i]] for i in range(dim)], -1) + tau[:, None]).amax(-1)
-    # the inner expectation on a lattice of responses, wide enough for all actions that are to be looked at
+    of_cost = _of_differences if cost.shift_invariant else _of_responses
+    points, values, log_prob = of_cost(cost, perception, belief, sigma_r, parameters, centre, half)
+    lattice = torch.cartesian_prod(*[torch.linspace(-1, 1, _PLANE["zoomed"]).to(tau)] * dim)
+    for _ in range(_PLANE["num_zooms"]):
+        x_action = centre.unsqueeze(1) + half[:, None, None] * lattice
+        weights = log_prob(points.unsqueeze(1) - x_action.unsqueeze(2)).softmax(-1)
+        centre = x_action[rows, torch.einsum("nar,nr->na", weights, values).argmin(1)]
+        half = half * 2.5 / (_PLANE["zoomed"] - 1)
+    return centre
+
+
+def _of_responses(
+    cost: ActorCost,
+    perception: Perception,
+    belief: Belief,
+    sigma_r: Tensor,
+    parameters: dict[str, Tensor],
+    centre: Tensor,
+    half: Tensor,
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """Responses (N, R, D) that actions within `half` (N,) of `centre` (N, D) lead to, what they cost on average over states
+    (N, R), and the log density of offsets (N, A, R, D) from actions."""
+    dim = perception.action_dim
     reach = half + perception.noise_reach(sigma_r, 7.0)
-    offsets = torch.cartesian_prod(*[torch.linspace(-1, 1, _PLANE["responses"]).to(tau)] * dim)
+    offsets = torch.cartesian_prod(*[torch.linspace(-1, 1, _PLANE["responses"]).to(reach)] * dim)
     x_response = centre.unsqueeze(1) + reach[:, None, None] * offsets
     noise, weights = noise_lattice(perception, belief.spread, _PLANE["states"])
     state = perception.from_coordinate(belief.location.unsqueeze(1) + noise)
     wide = {name: value[:, None, None] for name, value in parameters.items()}
     costs = evaluate_cost(cost, perception.from_coordinate(x_response).unsqueeze(2), state.unsqueeze(1), wide)
     inner = torch.einsum("nrs,ns->nr", costs, weights)
-    lattice = torch.cartesian_prod(*[torch.linspace(-1, 1, _PLANE["zoomed"]).to(tau)] * dim)
-    for _ in range(_PLANE["num_zooms"]):
-        x_action = centre.unsqueeze(1) + half[:, None, None] * lattice
-        log_prob = perception.response_noise_log_prob(
-            x_response.unsqueeze(1) - x_action.unsqueeze(2), sigma_r[:, None, None]
-        )
-        centre = x_action[rows, torch.einsum("nar,nr->na", log_prob.softmax(-1), inner).argmin(1)]
-        half = half * 2.5 / (_PLANE["zoomed"] - 1)
-    return centre
+    return x_response, inner, lambda offset: perception.response_noise_log_prob(offset, sigma_r[:, None, None])
+
+
+def _of_differences(
+    cost: ActorCost,
+    perception: Perception,
+    belief: Belief,
+    sigma_r: Tensor,
+    parameters: dict[str, Tensor],
+    centre: Tensor,
+    half: Tensor,
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """The same where costs depend on r − s alone, which is normal, r − s ~ N(a − μ_p, σ_p² I + σ_r² MᵀM): mean costs of
+    cells of differences, each by many points, so that jumps hardly matter. Points are places of cells beside μ_p."""
+    mixing = perception.correlate(torch.eye(2).to(sigma_r))
+    covariance = belief.spread[:, None, None].square() * torch.eye(2).to(sigma_r) + sigma_r[:, None, None].square() * (
+        mixing.T @ mixing
+    )
+    widths = torch.linalg.eigvalsh(covariance)
+    reach = half + 5 * widths[:, -1].sqrt()
+    cells, fine = _PLANE["cells"], _PLANE["in_a_cell"]
+    # A mean over cells of width h is a convolution with their shape, whose variance the density gives back.
+    of_cells = ((2 * reach / cells).square() / 12).minimum(0.5 * widths[:, 0])
+    factor = torch.linalg.cholesky(covariance - of_cells[:, None, None] * torch.eye(2).to(sigma_r))
+    axes = [(2 * torch.arange(num).to(reach) + 1) / num - 1 for num in (cells, cells * fine)]
+    offset = (centre - belief.location).unsqueeze(1)
+    coarse, all_points = (offset + reach[:, None, None] * torch.cartesian_prod(axis, axis) for axis in axes)
+    wide = {name: value[:, None] for name, value in parameters.items()}
+    costs = evaluate_cost(cost, all_points, torch.zeros_like(all_points), wide)
+    costs = costs.reshape(-1, cells, fine, cells, fine).mean((2, 4)).flatten(1)
+
+    def log_prob(offset: Tensor) -> Tensor:
+        first, second = offset.unbind(-1)
+        u = first / factor[:, None, None, 0, 0]
+        v = (second - factor[:, None, None, 1, 0] * u) / factor[:, None, None, 1, 1]
+        return -0.5 * (u.square() + v.square())
+
+    return belief.location.unsqueeze(1) + coarse, costs, log_prob
 
 
 def _parabola(x_action: Tensor, values: Tensor, chosen: Tensor) -> Tensor:

@@ -2,8 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import optimize
+from scipy.special import ndtr
 
 from sbi_bed.inference import ActorTrainer, likelihood_posterior
 from sbi_bed.neural_nets import NeuralActor
@@ -40,6 +43,41 @@ def test_the_search_in_two_dimensions_finds_the_minimum_of_a_smooth_cost():
     belief = Belief(torch.tensor([1.0, -2.0]).double(), torch.tensor(0.2).double())
     found = minimise_expected_cost(quadratic, ReachingPerception(), belief, torch.tensor(0.4).double(), {})
     torch.testing.assert_close(found - belief.location, torch.linalg.solve(matrix, vector), rtol=0, atol=2e-4)
+
+
+NODES = np.polynomial.legendre.leggauss(200)
+
+
+def hit_probability(aim, covariance):
+    """Probability of the unit disc under N(aim, covariance): x by Gauss-Legendre nodes in the angle, y exactly."""
+    nodes, weights = NODES
+    x, half = np.sin(nodes * math.pi / 2), np.cos(nodes * math.pi / 2)
+    (variance, shared), (_, other) = covariance
+    mean, rest = aim[1] + shared / variance * (x - aim[0]), math.sqrt(other - shared**2 / variance)
+    inner = ndtr((half - mean) / rest) - ndtr((-half - mean) / rest)
+    density = np.exp(-0.5 * (x - aim[0]) ** 2 / variance) / math.sqrt(2 * math.pi * variance)
+    return float((weights * math.pi / 2 * half * density * inner).sum())
+
+
+@pytest.mark.parametrize(
+    ("spread", "sigma_r", "correlation", "penalty", "separation"),
+    [(0.05, 0.2, 0.4, 5.0, 1.5), (0.4, 0.8, 0.4, 5.0, 1.5), (0.2, 0.4, -0.7, 3.0, 1.0), (0.48, 0.2, 0.4, 2.0, 2.0)],
+)
+def test_discs_are_aimed_at_as_exactly_as_quadrature_says(spread, sigma_r, correlation, penalty, separation):
+    covariance = spread**2 * np.eye(2) + sigma_r**2 * np.array([[1, correlation], [correlation, 1]])
+
+    def expected(aim):
+        return penalty * hit_probability(aim + np.array([separation, 0]), covariance) - hit_probability(aim, covariance)
+
+    starts = [(x, y) for x in (0.0, 0.5) for y in (0.0, 0.3)]
+    options = {"xatol": 1e-8, "fatol": 1e-14, "maxiter": 2000}
+    found = [optimize.minimize(expected, start, method="Nelder-Mead", options=options) for start in starts]
+    exact = min(found, key=lambda result: result.fun).x
+    location, *numbers = (torch.tensor(v).double() for v in ([1.0, -2.0], spread, sigma_r, penalty))
+    belief, cost = Belief(location, numbers[0]), ReachingCost(separation)
+    perception = ReachingPerception(correlation)
+    action = minimise_expected_cost(cost, perception, belief, numbers[1], {"penalty": numbers[2]})
+    assert np.abs((action - location).numpy() - exact).max() < 2e-3 * math.hypot(spread, sigma_r)
 
 
 def test_without_penalty_one_aims_at_the_target_and_with_it_beside():
