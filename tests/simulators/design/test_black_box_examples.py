@@ -11,10 +11,11 @@ from sbi_bed.simulators import PolicySimulator, process_design_simulator
 from sbi_bed.utils import seeded
 
 SECONDS = {"other program": 150}  # 500 simulations, as 60 seconds allow, are too few for a calibrated posterior
-HORIZON, NUM_RUNS, NUM_DRAWS = 3, 60, 99
+HORIZON, NUM_RUNS, NUM_DRAWS = 3, 40, 99
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_from_a_callable_to_a_checked_posterior(name):
     simulator = process_design_simulator(*EXAMPLES[name])
