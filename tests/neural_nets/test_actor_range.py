@@ -186,7 +186,7 @@ def test_where_the_cost_is_flat_or_tied_the_report_says_so():
     torch.testing.assert_close(report.other[1:3], torch.tensor([2.0, -2.0]).double(), rtol=0, atol=1e-5)
     table = report.to_dataframe()
     assert list(table["tied"]) == report.tied.tolist() and "tied" in str(report)
-    errors = actor_errors(actor, 80, seed=0)
+    errors = actor_errors(actor, 200, seed=0)  # one in twelve is nearly tied
     depth = errors.situations.cost_parameters["depth"]
     assert (depth[errors.gap < 0.1] - 1).abs().max() < 0.3
     assert 0 < errors.share_tied < 0.3 and errors.median_excess > 1

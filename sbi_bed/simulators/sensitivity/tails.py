@@ -223,15 +223,18 @@ def _exponent(base: Distribution, end: Tensor, side: int, place: Tensor, width: 
     slope = -outwards * (log_p[2] - log_p[0]) / (2 * _STEP)
     lowest = log_p.amin(0)  # NaN if one is
     resolved = infinite | (distance > 1e-12 * start.abs())
-    columns = (part.reshape(len(_DECADES), -1).T.tolist() for part in (slope, lowest, resolved))
+    at_end = infinite.expand(distance.shape)
+    columns = (part.reshape(len(_DECADES), -1).T.tolist() for part in (slope, lowest, resolved, at_end))
     limits = [_limit(*column) for column in zip(*columns, strict=True)]
     return torch.tensor(limits, dtype=torch.float64).reshape(place.shape)
 
 
-def _limit(slopes: list[float], lowest: list[float], resolved: list[bool]) -> float:
+def _limit(slopes: list[float], lowest: list[float], resolved: list[bool], infinite: list[bool]) -> float:
     """Limit of slopes of log p at distances whose logarithms double; ∞ if they grow without end."""
     values: list[float] = []
-    for slope, log_p, is_resolved in zip(slopes, lowest, resolved, strict=True):
+    for slope, log_p, is_resolved, is_infinite in zip(slopes, lowest, resolved, infinite, strict=True):
+        if log_p == -math.inf and values and values[-1] < 0 and not is_infinite:
+            break  # a density that rises towards an end, and is lost to rounding close to it
         if slope > _STEEP or (log_p == -math.inf and len(values) < 3):
             return math.inf
         if not is_resolved or not math.isfinite(log_p):

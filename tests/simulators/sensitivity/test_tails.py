@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from sbi.utils import MultipleIndependent
 from scipy import integrate, stats
@@ -171,6 +171,7 @@ def test_a_power_is_refused_if_it_is_improper_and_exact_otherwise(family, a, b, 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(a=SHAPES, b=SHAPES)
+@example(a=0.39711106205478314, b=3.194802073880599)  # torch's Kumaraswamy density is lost to rounding below 1e-40
 @settings(max_examples=15, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 def test_measured_tails_are_those_of_the_family(family, a, b):
     build, bounds, _ = FAMILIES[family]

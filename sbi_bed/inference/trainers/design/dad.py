@@ -177,9 +177,10 @@ class DAD(StepTrainer):
             seed: Seed of the whole training; the global generator if None.
             first_trials: Begin with experiments of so many trials, and let them grow to their full length in the first two
                 fifths of the training. Early steps are then cheaper, and what they teach carries over.
-            num_starts: Sets of weights to begin with. Each is trained for a twentieth of the steps and of the time, and the
-                one whose bound is highest on 1,024 new experiments is trained on. A policy may be drawn to one corner of the
-                design space from the start and never leave it; other weights then lead elsewhere.
+            num_starts: Sets of weights to begin with. Each is trained for a twentieth of the steps (20 at least) and of the
+                time, at the first learning rate, and the one whose bound is highest on 1,024 new experiments is trained on. A
+                policy may be drawn to one corner of the design space from the start and never leave it; other weights then
+                lead elsewhere.
             **settings: `final_learning_rate` (0.01), `clip_max_norm` (1.0), `max_seconds`, `num_shards`, `checkpoint`,
                 `checkpoint_every` (500) and `resume`, as for every trainer; see `sbi_bed.inference.StepSettings`.
 
@@ -243,8 +244,11 @@ class DAD(StepTrainer):
         if self._num_starts == 1:
             return
         limit = None if settings.max_seconds is None else settings.max_seconds / 20
-        of_one = {"num_steps": max(10, settings.num_steps // 20), "max_seconds": limit}
-        short = dataclasses.replace(settings, seed=None, checkpoint=None, resume=False, **of_one)
+        of_one = {"num_steps": max(20, settings.num_steps // 20), "max_seconds": limit}
+        # The rate does not fall: a start that would fail at the full rate has to fail here.
+        short = dataclasses.replace(
+            settings, seed=None, checkpoint=None, resume=False, final_learning_rate=1.0, **of_one
+        )
         trials = []
         for start in range(self._num_starts):
             trial = copy.copy(self)
@@ -324,12 +328,12 @@ class DAD(StepTrainer):
     @torch.no_grad()
     def _mean_terms(self, num_starts: int = 1) -> Tensor:
         """Mean bound (num_starts,) on 1,024 new experiments of each start of the policy, which take turns in a batch."""
-        total = torch.zeros(num_starts, device=self.device)
         per_batch = max(1, self._settings.batch_size // num_starts)
-        for _ in range(math.ceil(1024 / per_batch)):
+        num_batches, total = math.ceil(1024 / per_batch), torch.zeros(num_starts, device=self.device)
+        for _ in range(num_batches):
             batch = self.experiments.run(self.policy, per_batch * num_starts)
             terms = self.bound.training_loss(batch, self.experiments)[1]
-            total += terms.unflatten(0, (per_batch, num_starts)).mean(0)
+            total += terms.unflatten(0, (per_batch, num_starts)).mean(0) / num_batches
         self._shards.sum([total])
         return total
 
