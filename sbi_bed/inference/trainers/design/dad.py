@@ -178,7 +178,7 @@ class DAD(StepTrainer):
             first_trials: Begin with experiments of so many trials, and let them grow to their full length in the first two
                 fifths of the training. Early steps are then cheaper, and what they teach carries over.
             num_starts: Sets of weights to begin with. Each is trained for a twentieth of the steps (20 at least) and of the
-                time, at the first learning rate, and the one whose bound is highest on 1,024 new experiments is trained on. A
+                time, at the first learning rate; the one whose bound is highest on 1,024 new experiments is trained on. A
                 policy may be drawn to one corner of the design space from the start and never leave it; other weights then
                 lead elsewhere.
             **settings: `final_learning_rate` (0.01), `clip_max_norm` (1.0), `max_seconds`, `num_shards`, `checkpoint`,
