@@ -127,8 +127,8 @@ class ModelPCE(Bound):
     theta and refine it with a few small steps: its designs can tell less about the model than random ones, and are hard to
     leave. With hyperbolic and exponential discounting and 6 trials, such a policy gained .01 to .02 nats and random designs
     .06. Of 48 default policies, nine told nothing about the model (.01 nats) after 20 steps at 1e-3, and hardly leave; the
-    best of four had a bound of .31 to .57 nats after 150 more steps, for 12 seeds. A `DeepSetsPolicy` needs more steps (.01 after
-    100 at 3e-3, .57 after 400): it starts with nearly the same design in every trial.
+    best of four had a bound of .31 to .57 nats after 150 more steps, for 12 seeds. A `DeepSetsPolicy` needs more steps (.01
+    after 100 at 3e-3, .57 after 400): it starts with nearly the same design in every trial.
 
     Args:
         num_contrastive: Contrastive samples, shared out among the models.

@@ -146,11 +146,11 @@ class _Judge:
         self.samples[name] = gain.lower_samples.double()
 
     def best_fixed_designs(self) -> StaticPolicy:
-        """Fixed designs of a short training, of four starts."""
+        """Fixed designs of a short training, the best of 16 starts: only a few designs may tell anything at first."""
         from .dad import DAD
 
         limit = None if self.max_seconds is None else 0.5 * (self.max_seconds - (time.perf_counter() - self.begin))
-        policy = StaticPolicy(self.model, self.horizon, num_starts=4)
+        policy = StaticPolicy(self.model, self.horizon, num_starts=16)
         trainer = DAD(self.model, self.horizon, policy, show_progress_bars=False)
         trainer.train(150, 128, 127, 0.05, max_seconds=limit)
         return policy
