@@ -35,7 +35,12 @@ def held_out(simulator, policy, bound, num=4096):
         return bound.eval()(theta, PolicySimulator(simulator, policy, HORIZON)(theta))
 
 
-@pytest.mark.parametrize("name", BUILD)
+def slow(names, which):
+    """Cases, of which some take longer than default tests may."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in which else ()) for name in names]
+
+
+@pytest.mark.parametrize("name", slow(BUILD, {"RatioBound"}))
 def test_a_trained_bound_is_just_below_the_exact_gain(name):
     model, simulator = implicit()
     policy = StaticPolicy(simulator, HORIZON, torch.tensor([[1.0], [-0.6]]))
@@ -54,7 +59,7 @@ BUILD_CLIMBERS = {
 }
 
 
-@pytest.mark.parametrize("name", BUILD_CLIMBERS)
+@pytest.mark.parametrize("name", slow(BUILD_CLIMBERS, {"LikelihoodBound"}))
 def test_policy_and_net_climb_together_to_the_best_designs(name):
     model, simulator = implicit()
     torch.manual_seed(1)
