@@ -109,15 +109,19 @@ class EpochTrainer:
         self.num_epochs, self.varied_sizes = 0, False
         self._simulations: list[tuple[Tensor, ...]] = []  # what each call of `append_simulations` added
 
-    # ---- what a subclass gives
-
-    def _tensors(self) -> tuple[Tensor, ...]:
-        """All simulations, tensors (N, …) from which batches are cut."""
+    def _simulated(self) -> tuple[Tensor, ...]:
+        """All simulations, as they were appended, tensors (N, …)."""
         if not self._simulations:
             raise ValueError("there are no simulations: call append_simulations() first.")
         if len(self._simulations) > 1:
             self._simulations = [tuple(torch.cat(parts) for parts in zip(*self._simulations, strict=True))]
         return self._simulations[0]
+
+    # ---- what a subclass gives
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        """The simulations from which batches are cut, tensors (N, …)."""
+        return self._simulated()
 
     def _build(self, rows: Tensor) -> nn.Module:
         """The net, on the device; a new one is built and scaled with these `rows` of the simulations."""

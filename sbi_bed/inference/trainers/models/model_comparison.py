@@ -240,7 +240,7 @@ class ModelComparison(EpochTrainer):
     label = "training classifier"
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        model_index, x = super()._tensors()
+        model_index, x = self._simulated()
         counts = torch.bincount(model_index, minlength=self.num_models)
         if not bool((counts > 0).all()):
             raise ValueError(

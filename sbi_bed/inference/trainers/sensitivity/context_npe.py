@@ -218,7 +218,7 @@ class ContextNPE(EpochTrainer):
     fewest_simulations = 10
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        theta, x, context = super()._tensors()
+        theta, x, context = self._simulated()
         self._pairs = theta, pack_context(x, context)
         return self._pairs
 
@@ -234,7 +234,7 @@ class ContextNPE(EpochTrainer):
         """What contexts are drawn from, as given or as seen."""
         if self.contexts is None:
             num_gammas = self.prior.num_gammas if isinstance(self.prior, PowerScaledPrior) else 0
-            self.contexts = _seen(super()._tensors()[2], num_gammas)
+            self.contexts = _seen(self._simulated()[2], num_gammas)
         return self.contexts
 
     def _build(self, rows: Tensor) -> nn.Module:
@@ -251,7 +251,7 @@ class ContextNPE(EpochTrainer):
         return self.estimator
 
     def _check_prior(self, theta: Tensor) -> None:
-        prior = prior_of_context(self.prior, super()._tensors()[2][:2])
+        prior = prior_of_context(self.prior, self._simulated()[2][:2])
         if tuple(prior.event_shape) != (theta.shape[1],):
             raise ValueError(
                 f"the prior is over {tuple(prior.event_shape)} parameters, theta (N, P) has shape {tuple(theta.shape)}."
