@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+
+from .commands.options import parse
 
 __all__ = ["main"]
 
@@ -15,10 +16,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Wrong input ends in one line on standard error and status 2; Ctrl-C in status 130.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without "±" gets "?", not an error after minutes of training
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        # The commands import torch and sbi, which takes seconds that --help should not.
+        options = parse(arguments)
+        # The commands import torch and sbi, which takes seconds that --help and usage errors should not.
         if options.command == "discounting":
             from .commands import discounting
 
@@ -27,8 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .commands import location
 
             location.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output, `head` perhaps, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the flush at exit can write
+        return 1
     except (ValueError, TypeError, OSError) as err:
-        print(f"sbi-bed: {' '.join(str(err).split())}", file=sys.stderr)
+        print(f"sbi-bed: {_in_words(err)}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, EOFError):
         print("\nsbi-bed: interrupted", file=sys.stderr)
@@ -36,45 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
-    common.add_argument(
-        "--output",
-        type=Path,
-        default=Path("sbi_bed_output"),
-        help="folder for figure and journal (default: %(default)s)",
-    )
-    parser = argparse.ArgumentParser(
-        prog="sbi-bed",
-        parents=[common],
-        description="Adaptive experiments from a design policy to an sbi posterior. Without a subcommand: location.",
-    )
-    commands = parser.add_subparsers(dest="command", metavar="{location,discounting}")
-    # Defaults are suppressed here so that options given before the subcommand are not lost.
-    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    shared.add_argument("--seed", type=int, help="seed of all random numbers")
-    shared.add_argument("--output", type=Path, help="folder for figure and journal")
-    commands.add_parser(
-        "location",
-        parents=[shared],
-        help="train a policy that finds a hidden source, run it once with a refinement, infer with sbi",
-        description="Train a design policy for source location on the CPU, run one adaptive experiment with a Step-DAD "
-        "refinement against a hidden source, infer with sbi. Takes at most three minutes on two cores.",
-    )
-    discounting = commands.add_parser(
-        "discounting",
-        parents=[shared],
-        help="ask the most telling money-now-or-later questions, of recorded answers or of you",
-        description="Adaptive delay discounting. With --answers, each question is chosen among those the participant "
-        "really answered; with --interactive it is put to the person at the keyboard, who may stop (Ctrl-C) and go on "
-        "later with the same command.",
-    )
-    discounting.add_argument("--answers", type=Path, help="CSV file of recorded choices")
-    discounting.add_argument("--participant", help="whose choices of the file to use")
-    discounting.add_argument("--interactive", action="store_true", help="ask at the keyboard")
-    discounting.add_argument("--questions", type=int, default=15, help="how many questions (default: %(default)s)")
-    return parser
+def _in_words(err: Exception) -> str:
+    """One line; errors of the system without their number."""
+    text = str(err)
+    if isinstance(err, OSError) and err.strerror and err.filename:
+        text = f"{err.filename} cannot be read or written: {err.strerror[:1].lower()}{err.strerror[1:]}."
+    return " ".join(text.split())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,82 +17,105 @@ from ..policies import GreedyPolicy
 from ..simulators import delay_discounting_simulator, read_participant
 from ..utils.seeding import seeded
 from ..utils.text_table import format_table
+from .options import DELAYED, DELAYS, IMMEDIATE
+from .results import as_file_name, save_results
 
 __all__ = ["run"]
 
-# Amounts and delays of the questions that --interactive chooses among: a delayed 100 in whole currency units.
-IMMEDIATE = (5, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 98)
-DELAYED = 100
-DELAYS = (1, 2, 4, 7, 14, 30, 60, 120, 180, 365, 730, 1460, 3650)
+NUM_QUESTIONS = 15
+INSTRUCTION = (
+    "Which of the two amounts of money would you rather have? There is no right answer. Type n (now) or l (later) and\n"
+    "press Enter. You may stop with Ctrl-C: the same command goes on from there."
+)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the experiment, infer, print tables and write `discounting.png`.
+    """Run the experiment, infer, print tables, and save figure and posterior beside the journal.
 
     Raises:
-        ValueError: If the options do not go together, or the file or its participant are not as they should be.
+        ValueError: If the file of answers or its participant are not as they should be.
+        OSError: If the output cannot be written.
     """
-    if options.interactive == (options.answers is not None):
-        raise ValueError("give either --answers CSV --participant N, or --interactive.")
-    if options.questions < 1:
-        raise ValueError(f"--questions must be at least 1, got {options.questions}.")
-    output = Path(options.output)
     if options.interactive:
-        output.mkdir(parents=True, exist_ok=True)
-        questions = torch.tensor([[now, DELAYED, days] for now in IMMEDIATE for days in DELAYS], dtype=torch.float32)
-        _interview(questions, options, output)
-        return
-    if options.participant is None:
-        raise ValueError("--answers needs --participant, whose choices to use.")
+        _interview(options)
+    else:
+        _rehearse(options)
+
+
+def _rehearse(options: argparse.Namespace) -> None:
+    """Choose among the questions that a participant answered, as if the answers were not known yet."""
     choices = read_participant(options.answers, options.participant)
-    if options.questions >= len(choices):
-        raise ValueError(f"participant {options.participant} answered {len(choices)} questions: ask for fewer.")
-    output.mkdir(parents=True, exist_ok=True)
-    journal = output / f"discounting_participant_{choices.participant}.jsonl"
+    num_different = len(choices.questions.unique(dim=0))
+    if _num_questions(options) >= num_different:
+        raise ValueError(
+            f"participant {choices.participant} answered {num_different} different questions: ask for fewer, "
+            "with --questions."
+        )
+    stem = _stem(options, f"discounting_participant_{as_file_name(choices.participant)}")
+    journal = Path(f"{stem}.jsonl")
     journal.unlink(missing_ok=True)
     simulator = delay_discounting_simulator(choices.questions)
     experiment = _experiment(simulator, options, journal)
-
-    def recorded(design: Tensor) -> float:
-        return float(choices.chose_delayed[(choices.questions == design).all(-1).nonzero()[0, 0], 0])
-
-    _ask(experiment, recorded)
-    draws = _conclude(experiment, options.seed, output)
+    while not experiment.done:
+        design = experiment.next_design()
+        experiment.record(choices.chose_delayed[(choices.questions == design).all(-1).nonzero()[0, 0]])
+    draws = _conclude(experiment, stem)
     _compare(simulator, choices, experiment, draws)
 
 
-def _experiment(simulator: Any, options: argparse.Namespace, journal: Path) -> AdaptiveExperiment:
-    policy = GreedyPolicy(simulator, objective="prediction", seed=options.seed)
-    # Among candidates any positive distance means that no question comes twice.
-    return AdaptiveExperiment(policy, simulator, options.questions, journal, seed=options.seed, min_distance=1e-6)
-
-
-def _ask(experiment: AdaptiveExperiment, answer: Callable[[Tensor], float]) -> None:
-    while not experiment.done:
-        design = experiment.next_design()
-        experiment.record([answer(design)])
-
-
-def _interview(questions: Tensor, options: argparse.Namespace, output: Path) -> None:
+def _interview(options: argparse.Namespace) -> None:
     """Ask at the keyboard; go on with the journal where one is unfinished."""
-    journal = output / "discounting_interview.jsonl"
+    name = "" if options.participant is None else f"_{as_file_name(options.participant.strip())}"
+    stem = _stem(options, f"discounting_interview{name}")
+    journal = Path(f"{stem}.jsonl")
+    questions = torch.tensor([[now, DELAYED, days] for now in IMMEDIATE for days in DELAYS], dtype=torch.float32)
     simulator = delay_discounting_simulator(questions)
     if journal.exists():
         experiment = AdaptiveExperiment.load(journal, simulator)
         if experiment.done:
-            print(f"{journal} holds a finished interview; give another --output for a new one.")
+            print(f"{journal} holds a finished interview; give another --participant or --output for a new one.")
         else:
             print(f"Going on after {experiment.num_trials} of {experiment.horizon} questions.")
+        _say_what_is_fixed(options, experiment)
     else:
         experiment = _experiment(simulator, options, journal)
+    if not experiment.done:
+        print(f"{INSTRUCTION}\n")
     try:
-        _ask(experiment, lambda design: _answer_at_keyboard(design, experiment))
+        while not experiment.done:
+            design = experiment.next_design()
+            experiment.record([_answer_at_keyboard(design, experiment)])
     except (KeyboardInterrupt, EOFError):
-        print(
-            f"\nStopped after {experiment.num_trials} questions; the same command goes on from here.", file=sys.stderr
-        )
+        experiment.close()
+        done = f"{experiment.num_trials} of {experiment.horizon} questions"
+        print(f"\nStopped after {done}; the same command goes on from here.", file=sys.stderr)
         raise
-    _conclude(experiment, options.seed, output)
+    _conclude(experiment, stem)
+
+
+def _say_what_is_fixed(options: argparse.Namespace, experiment: AdaptiveExperiment) -> None:
+    for name, given, fixed in (
+        ("--questions", options.questions, experiment.horizon),
+        ("--seed", options.seed, experiment.seed),
+    ):
+        if given not in (None, fixed):
+            print(f"It was begun with {name} {fixed}, which stays: {name} {given} is not used.")
+
+
+def _num_questions(options: argparse.Namespace) -> int:
+    return NUM_QUESTIONS if options.questions is None else options.questions
+
+
+def _stem(options: argparse.Namespace, name: str) -> Path:
+    options.output.mkdir(parents=True, exist_ok=True)
+    return options.output / name
+
+
+def _experiment(simulator: Any, options: argparse.Namespace, journal: Path) -> AdaptiveExperiment:
+    seed = options.seed or 0
+    policy = GreedyPolicy(simulator, objective="prediction", seed=seed)
+    # Among candidates any positive distance means that no question comes twice.
+    return AdaptiveExperiment(policy, simulator, _num_questions(options), journal, seed=seed, min_distance=1e-6)
 
 
 def _answer_at_keyboard(design: Tensor, experiment: AdaptiveExperiment) -> float:
@@ -106,8 +128,8 @@ def _answer_at_keyboard(design: Tensor, experiment: AdaptiveExperiment) -> float
         print("Please answer n (now) or l (later).")
 
 
-def _conclude(experiment: AdaptiveExperiment, seed: int, output: Path) -> Tensor:
-    """Infer, print what was asked and found, draw; returns posterior draws (N, 2)."""
+def _conclude(experiment: AdaptiveExperiment, stem: Path) -> Tensor:
+    """Infer, print what was asked and found, save; returns posterior draws (N, 2)."""
     rows = [
         (str(number), f"{now:g} now or {later:g} in {days:g} days", "later" if chose else "now")
         for number, ((now, later, days), (chose,)) in enumerate(
@@ -115,18 +137,16 @@ def _conclude(experiment: AdaptiveExperiment, seed: int, output: Path) -> Tensor
         )
     ]
     print(format_table(("", "question", "answer"), rows) + "\n")
-    with seeded(seed):
+    with seeded(experiment.seed):
         posterior = experiment.posterior()
         draws = posterior.sample((4000,))
-    names = ("discount rate k, per day", "choice noise, amount")
+    k, noise = draws.exp().T
     rows = []
-    for name, values in zip(names, draws.exp().T, strict=True):
+    for name, values in (("discount rate k, per day", k), ("choice noise, amount", noise)):
         low, middle, high = values.quantile(torch.tensor([0.025, 0.5, 0.975])).tolist()
         rows.append((name, f"{middle:.3g}", f"{low:.3g}", f"{high:.3g}"))
     print(format_table(("posterior", "median", "2.5 %", "97.5 %"), rows))
-    figure = output / "discounting.png"
-    _draw(figure, experiment, draws)
-    print(f"\nFigure: {figure}")
+    save_results(stem, _draw(experiment, draws), experiment, {"k_per_day": k, "choice_noise_amount": noise})
     return draws
 
 
@@ -158,12 +178,11 @@ def _compare(simulator: Any, choices: Any, experiment: AdaptiveExperiment, draws
     )
 
 
-def _draw(path: Path, experiment: AdaptiveExperiment, draws: Tensor) -> None:
+def _draw(experiment: AdaptiveExperiment, draws: Tensor) -> Any:
     import matplotlib.pyplot as plt
 
     from ..analysis import plot_discounting
 
     figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
     plot_discounting(experiment.history, draws[:, 0], ax=axes)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    return figure

@@ -16,6 +16,7 @@ from ..simulators import LocationFinding
 from ..utils.parallel import one_thread
 from ..utils.seeding import seeded
 from ..utils.text_table import format_table
+from .results import save_results
 
 __all__ = ["run"]
 
@@ -25,17 +26,17 @@ REFINEMENT = {"num_steps": 200, "batch_size": 256, "num_contrastive": 255}
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, compare, run one experiment, infer; print two tables and write `location.png`."""
+    """Train, compare, run one experiment, infer; print two tables and save figure and posterior."""
     with one_thread():  # pieces of a core's cache: on a busy machine threads would wait for each other
         _run(options)
 
 
 def _run(options: argparse.Namespace) -> None:
-    output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+    stem = options.output / "location"
     simulator = LocationFinding(num_sources=1)
     print(f"Find a hidden source in {HORIZON} readings, each placed where the ones before suggest.\n")
-    with seeded(options.seed):
+    with seeded(options.seed or 0):
         policy = DAD(simulator, HORIZON).train(800, 256, 255, 2e-3)
         static = DAD(simulator, HORIZON, StaticPolicy(simulator, HORIZON)).train(400, 256, 255, 2e-2)
         rows = [
@@ -46,7 +47,7 @@ def _run(options: argparse.Namespace) -> None:
             policy, simulator, HORIZON, (REFINE_AFTER,), 8, num_shared_rollouts=NUM_ROLLOUTS, refine_settings=REFINEMENT
         )
         source = simulator.prior.sample()
-        experiment = _run_experiment(policy, simulator, source, _fresh(output / "location.jsonl"))
+        experiment = _run_experiment(policy, simulator, source, _fresh(Path(f"{stem}.jsonl")))
         posterior = experiment.posterior()
         draws = posterior.sample((2000,))
     print("\nExpected information gain, nats")
@@ -59,9 +60,8 @@ def _run(options: argparse.Namespace) -> None:
         f"log evidence {report.log_evidence:.2f}; p-values: data {report.check.surprise_p_value:.2f}, "
         f"prior {report.check.prior_conflict_p_value:.2f}"
     )
-    figure = output / "location.png"
-    _draw(figure, experiment, draws, source, REFINE_AFTER)
-    print(f"\nFigure: {figure}\nJournal of the experiment: {output / 'location.jsonl'}")
+    figure = _draw(experiment, draws, source, REFINE_AFTER)
+    save_results(stem, figure, experiment, {"x": draws[:, 0], "y": draws[:, 1]})
 
 
 def _run_experiment(policy: Any, simulator: LocationFinding, source: Tensor, journal: Path) -> StepDAD:
@@ -94,7 +94,7 @@ def _posterior_table(source: Tensor, draws: Tensor) -> str:
     return format_table(("source", "truth", "posterior mean", "sd"), rows)
 
 
-def _draw(path: Path, experiment: StepDAD, draws: Tensor, source: Tensor, refined_after: int) -> None:
+def _draw(experiment: StepDAD, draws: Tensor, source: Tensor, refined_after: int) -> Any:
     import matplotlib.pyplot as plt
 
     from ..analysis import plot_experiment_in_plane, plot_posterior_spread
@@ -109,5 +109,4 @@ def _draw(path: Path, experiment: StepDAD, draws: Tensor, source: Tensor, refine
     with seeded(0):
         clouds = [experiment.posterior(num_trials=n).sample((1000,)) for n in range(HORIZON + 1)]
     plot_posterior_spread(clouds, source, refined_after=refined_after, ax=axes[2])
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    return figure

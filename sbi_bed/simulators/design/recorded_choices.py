@@ -59,7 +59,8 @@ def read_choices(path: str | Path) -> dict[str, RecordedChoices]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a column is missing, or a value is not a finite number, a choice not 0 or 1, or a delay negative.
+        ValueError: If a column is missing, or a value is not a finite number, a choice not 0 or 1, an amount or a delay
+            negative, a delayed amount 0, or a participant's name empty.
 
     Example:
         >>> import tempfile
@@ -73,7 +74,10 @@ def read_choices(path: str | Path) -> dict[str, RecordedChoices]:
     """
     rows: dict[str, list[tuple[float, ...]]] = {}
     for row, where in read_rows(path, _COLUMNS):
-        rows.setdefault(str(row["participant"]).strip(), []).append(_numbers(row, where))
+        name = (row["participant"] or "").strip()
+        if not name:
+            raise ValueError(f"{where}: participant is empty.")
+        rows.setdefault(name, []).append(_numbers(row, where))
     if not rows:
         raise ValueError(f"{path} has no choices in it.")
     return {name: _choices(name, sorted(values, key=lambda row: row[0])) for name, values in rows.items()}
@@ -158,8 +162,11 @@ def _numbers(row: dict[str, Any], where: str) -> tuple[float, ...]:
     values = [number_in(row, name, where) for name in _COLUMNS[1:]]
     if values[-1] not in (0.0, 1.0):
         raise ValueError(f"{where}: chose_immediate must be 0 or 1, got {row['chose_immediate']!r}.")
-    if values[3] < 0:
-        raise ValueError(f"{where}: delay_days must not be negative, got {row['delay_days']!r}.")
+    for name in ("amount_immediate", "delay_days"):
+        if values[_COLUMNS.index(name) - 1] < 0:
+            raise ValueError(f"{where}: {name} must not be negative, got {row[name]!r}.")
+    if values[2] <= 0:
+        raise ValueError(f"{where}: amount_delayed must be positive, got {row['amount_delayed']!r}.")
     return tuple(values)
 
 

@@ -53,6 +53,10 @@ def test_reads_each_person_in_order_of_trials(write, encoding):
         (HEADER + "3,1,41\n", "amount_delayed must be a finite number, got None"),
         (HEADER + "3,1,41,204,7.0,2,1\n", "chose_immediate must be 0 or 1, got '2'"),
         (HEADER + "3,1,41,204,-7.0,0,1\n", "delay_days must not be negative"),
+        (HEADER + "3,1,-41,204,7.0,0,1\n", "line 2: amount_immediate must not be negative, got '-41'"),
+        (HEADER + "3,1,41,-204,7.0,0,1\n", "amount_delayed must be positive, got '-204'"),
+        (HEADER + "3,1,41,0,7.0,0,1\n", "amount_delayed must be positive"),
+        (HEADER + " ,1,41,204,7.0,0,1\n", "line 2: participant is empty"),
     ],
 )
 def test_bad_files(write, text, message):
