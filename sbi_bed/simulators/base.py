@@ -144,6 +144,36 @@ class DesignSimulator:
         """What policies plan with: itself; the learned likelihood of a simulator that `process_design_simulator` made."""
         return self
 
+    @property
+    def learns_likelihood(self) -> bool:
+        """Whether its likelihood is learned from simulations: it takes longer, and gives lower bounds alone."""
+        return False
+
+    @property
+    def seconds_per_run(self) -> float:
+        """How long one run takes, where it is known: what many runs cost may decide what they are used for."""
+        return 0.0
+
+    def prepare_planning(self, max_seconds: float | None = None) -> int:
+        """Learn what policies plan with, if it is not there yet, in a share of a time limit of training and all.
+
+        Returns:
+            Number of trials at the designs of a policy that would improve what was learned; 0 if nothing was.
+        """
+        return 0
+
+    def improve_likelihood(
+        self, theta: Tensor, designs: Tensor, *, seed: int | None = None, max_seconds: float | None = None
+    ) -> None:
+        """Simulate trials where a policy goes, and learn from these, too, if the likelihood is learned.
+
+        Args:
+            theta: Parameters (N, P).
+            designs: Designs (N, D).
+            seed: Seed; the global generator if None.
+            max_seconds: Time limit of training and all, of which this takes a share; that of the simulator if None.
+        """
+
     def pilot(self, num: int) -> tuple[Tensor, Tensor]:
         """Designs (num, D) and outcomes (num, O) of random trials, the same at each call, which show a net their scale."""
         with seeded(0), torch.no_grad():

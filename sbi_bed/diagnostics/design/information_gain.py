@@ -12,7 +12,6 @@ from torch import Tensor
 from ...objectives.base import Bound, NeuralBound
 from ...objectives.bounds import InformationGain, estimate_bounds
 from ...simulators.base import DesignSimulator
-from ...simulators.design.black_box import BlackBoxSimulator
 from ...simulators.experiments import sampler_of
 from ...simulators.rollout import PolicySimulator, warn_beyond_training
 from ...utils.checks import check_choice, check_count, check_positive
@@ -127,7 +126,7 @@ def expected_information_gain(
     num_contrastive = check_count(num_contrastive, "num_contrastive")
     with seeded(seed):
         gain = estimate(simulator, policy, num_trials, num_rollouts, num_contrastive, **settings)
-    return _lower_alone(gain) if isinstance(simulator, BlackBoxSimulator) else gain
+    return _lower_alone(gain) if simulator.learns_likelihood else gain
 
 
 def _check_suits(simulator: DesignSimulator, prior: Any, proposal: str | None, max_gap: float | None) -> None:
@@ -139,7 +138,7 @@ def _check_suits(simulator: DesignSimulator, prior: Any, proposal: str | None, m
     check_choice(proposal, "proposal", (None, "posterior"))
     if proposal is not None and prior is not None and not (hasattr(prior, "sample") and hasattr(prior, "log_prob")):
         raise ValueError('proposal="posterior" needs a prior with a density: a distribution with sample and log_prob.')
-    if max_gap is not None and isinstance(simulator, BlackBoxSimulator):
+    if max_gap is not None and simulator.learns_likelihood:
         raise ValueError("max_gap= needs an upper bound, and under a learned likelihood there is none.")
     if max_gap is not None and max_gap != 0:
         check_positive(max_gap, "max_gap")

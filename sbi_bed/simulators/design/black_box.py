@@ -36,7 +36,9 @@ from .learned_likelihood import LikelihoodReport, check_density, fit_density
 __all__ = ["BlackBoxSimulator", "process_design_simulator"]
 
 _MOST_ATTEMPTS = 10  # runs of a row that keeps failing
-_SIMULATING = 0.6  # share of a time limit that simulations may take
+# Shares of the time limit of a training: for the likelihood at first, at first if runs are slow, and where a policy goes.
+_LEARNING, _LEARNING_SLOWLY, _IMPROVING = 0.25, 0.5, 0.1
+_SIMULATING = 0.6  # share of these that simulations may take
 _SAVE_EVERY = 10.0  # seconds
 _FEWEST = 200  # simulations that a likelihood is learned from
 
@@ -50,21 +52,39 @@ class Simulations(NamedTuple):
 
 
 def process_design_simulator(
-    simulator: Callable[..., Any],
-    prior: Distribution,
-    design_space: Any,
-    *,
-    num_simulations: int = 50_000,
-    max_seconds: float = 60.0,
-    num_workers: int = 1,
-    cache: str | Path | None = None,
-    show_progress_bars: bool = False,
+    simulator: Callable[..., Any], prior: Distribution, design_space: Any, **settings: Any
 ) -> BlackBoxSimulator:
     """Make an experiment of any simulator, as sbi's `process_simulator` does for one without designs.
 
-    It is tried with a few draws at once: whether it takes arrays of numpy or tensors, one row or many, and what it
-    returns. Nothing need be said about a likelihood: `DAD`, `GreedyPolicy`, `StepDAD`, `AdaptiveExperiment` and
+    Nothing need be said about a likelihood: `DAD`, `GreedyPolicy`, `StepDAD`, `AdaptiveExperiment` and
     `likelihood_posterior` learn it from simulations when they first need it.
+
+    Args:
+        simulator: Callable (theta, design) -> outcome, random, of one row or of many.
+        prior: Distribution of theta, event shape (P,), as sbi takes it.
+        design_space: A torch constraint, candidates of shape (N, D), or a `DesignSpace`.
+        **settings: `num_simulations` (50,000), `max_seconds` (60), `num_workers` (1), `cache` and `show_progress_bars`, as
+            `BlackBoxSimulator` says, and so are errors.
+
+    Example:
+        >>> import numpy as np
+        >>> prior = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+        >>> simulator = process_design_simulator(
+        ...     lambda theta, time: theta[0] + theta[1] * time + 0.1 * np.random.normal(),  # one theta at a time
+        ...     prior,
+        ...     constraints.interval(torch.tensor([0.0]), torch.tensor([1.0])),
+        ... )
+        >>> simulator(prior.sample((5,)), torch.tensor([0.3])).shape
+        torch.Size([5, 1])
+    """
+    return BlackBoxSimulator(simulator, prior, design_space, **settings)
+
+
+class BlackBoxSimulator(DesignSimulator):
+    """A `DesignSimulator` made from any callable, with a likelihood that it learns; `process_design_simulator` makes it.
+
+    The callable is tried with a few draws at once: whether it takes arrays of numpy or tensors, one row or many, and what
+    it returns.
 
     Args:
         simulator: Callable (theta, design) -> outcome, random: of one row, (P,) and (D,), or of many, (N, P) and (N, D);
@@ -81,51 +101,15 @@ def process_design_simulator(
             exists, they are read from it, and only missing ones are run. Delete it when the simulator changes.
         show_progress_bars: Whether to show the progress of simulations.
 
-    Raises:
-        TypeError: If the simulator cannot be called, or returns something other than numbers.
-        ValueError: If it fails for every draw, or is deterministic with outcomes that are not whole numbers, or as
-            `DesignSimulator` does.
-
-    Example:
-        >>> import numpy as np
-        >>> prior = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
-        >>> simulator = process_design_simulator(
-        ...     lambda theta, time: theta[0] + theta[1] * time + 0.1 * np.random.normal(),  # one theta at a time
-        ...     prior,
-        ...     constraints.interval(torch.tensor([0.0]), torch.tensor([1.0])),
-        ... )
-        >>> simulator(prior.sample((5,)), torch.tensor([0.3])).shape
-        torch.Size([5, 1])
-    """
-    return BlackBoxSimulator(
-        simulator,
-        prior,
-        design_space,
-        num_simulations=num_simulations,
-        max_seconds=max_seconds,
-        num_workers=num_workers,
-        cache=cache,
-        show_progress_bars=show_progress_bars,
-    )
-
-
-class BlackBoxSimulator(DesignSimulator):
-    """A `DesignSimulator` made from any callable by `process_design_simulator`, with a likelihood that it learns.
-
-    Args:
-        simulator: As for `process_design_simulator`, and so are the others.
-        prior: Distribution of theta.
-        design_space: Where designs live.
-        num_simulations: Simulations from which the likelihood is learned, at most.
-        max_seconds: Time limit for them and for the learning.
-        num_workers: Processes for these simulations.
-        cache: File that keeps them.
-        show_progress_bars: Whether to show the progress of simulations.
-
     Attributes:
         runner: The callable as one of batches, with what was found out about it and the number of runs that failed.
         simulations: The simulations so far that succeeded.
         report: How well the learned likelihood holds, or None.
+
+    Raises:
+        TypeError: If the simulator cannot be called, or returns something other than numbers.
+        ValueError: If it fails for every draw, or is deterministic with outcomes that are not whole numbers, or as
+            `DesignSimulator` does.
 
     Example:
         >>> prior = torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1))
@@ -182,9 +166,14 @@ class BlackBoxSimulator(DesignSimulator):
         return self._density is not None
 
     @property
-    def seconds_of_simulations(self) -> float:
-        """How long all simulations for the likelihood may take, by the few runs at construction."""
-        return self._seconds_per_run * self.num_simulations / count_workers(self.num_workers)
+    def learns_likelihood(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def seconds_per_run(self) -> float:
+        """How long one run takes, by the few at construction."""
+        return self._seconds_per_run
 
     @property
     def surrogate(self) -> DesignSimulator:
@@ -221,21 +210,24 @@ class BlackBoxSimulator(DesignSimulator):
                 self._density.requires_grad_()
             return self._fit(begin, limit)
 
-    def improve_likelihood(
-        self, theta: Tensor, designs: Tensor, *, seed: int | None = None, max_seconds: float
-    ) -> None:
-        """Simulate trials where a policy goes, and learn from these, too.
+    def prepare_planning(self, max_seconds: float | None = None) -> int:
+        """Learn the likelihood, if it is not there yet; see `DesignSimulator`."""
+        if self.likelihood_is_learned:
+            return 0
+        if max_seconds is not None:
+            simulating = self._seconds_per_run * self.num_simulations / count_workers(self.num_workers)
+            max_seconds *= _LEARNING_SLOWLY if simulating > _LEARNING * max_seconds else _LEARNING
+        self.learn_likelihood(max_seconds=max_seconds)
+        return self.num_simulations // 2
 
-        Args:
-            theta: Parameters (N, P).
-            designs: Designs (N, D).
-            seed: Seed; the global generator if None.
-            max_seconds: Time limit.
-        """
-        begin = time.perf_counter()
+    def improve_likelihood(
+        self, theta: Tensor, designs: Tensor, *, seed: int | None = None, max_seconds: float | None = None
+    ) -> None:
+        """Simulate trials where a policy goes, and learn from these, too; see `DesignSimulator`."""
+        begin, limit = time.perf_counter(), _IMPROVING * (self.max_seconds if max_seconds is None else max_seconds)
         with seeded(seed):
-            self._simulate_rows(theta, designs, begin + _SIMULATING * max_seconds)
-            self._fit(begin, max_seconds)
+            self._simulate_rows(theta, designs, begin + _SIMULATING * limit)
+            self._fit(begin, limit)
 
     def pilot(self, num: int) -> tuple[Tensor, Tensor]:
         """Designs (num, D) and outcomes (num, O) of random trials: the first simulations, new ones where there are fewer."""

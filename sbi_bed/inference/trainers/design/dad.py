@@ -24,7 +24,6 @@ from ....policies.base import Policy
 from ....policies.design.static import StaticPolicy
 from ....policies.design.transformer import TransformerPolicy
 from ....simulators.base import DesignSimulator
-from ....simulators.design.black_box import BlackBoxSimulator
 from ....simulators.experiments import Experiments
 from ....utils.checks import check_count
 from ....utils.history import trials_before
@@ -41,10 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["DAD"]
 
 _GROWING = 0.4  # share of a training in which experiments grow to their full length
-# Shares of a time limit for the likelihood of a black box: at first, at first if it is slow, and where a policy goes.
-_LEARNING, _LEARNING_SLOWLY, _IMPROVING = 0.25, 0.5, 0.1
 _REPORTING, _WHOLE_TRAINING = 0.05, 50_000  # share of a time limit; experiments from which a report is made at once
-_IMPROVE_AT = 0.5  # share of a training after which it is improved
+_IMPROVE_AT = 0.5  # share of a training after which a learned likelihood is improved
 
 
 class DAD(StepTrainer):
@@ -191,7 +188,7 @@ class DAD(StepTrainer):
         """
         self.bound, settings = bound_with_moved_arguments(self.bound, settings, self.simulator)
         if batch_size is None:
-            batch_size = 256 if isinstance(self.simulator, BlackBoxSimulator) else 512
+            batch_size = 256 if self.simulator.learns_likelihood else 512
         arguments = {"num_steps": num_steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
         checked = StepSettings.of({**arguments, **settings})
         self._first_trials = None if first_trials is None else check_count(first_trials, "first_trials")
@@ -217,23 +214,15 @@ class DAD(StepTrainer):
             "policy": type(self.policy).__name__,
             "num_trials": self.num_trials,
             "first_trials": self._first_trials,
-            "num_starts": self._num_starts,
             "bound": type(self.bound).__name__,
             "num_contrastive": self.bound.num_contrastive,
             **self.bound.config,
+            **({"num_starts": self._num_starts} if self._num_starts > 1 else {}),  # earlier checkpoints have none
         }
 
     def _build(self, settings: StepSettings) -> None:
-        self._to_improve = False
-        if isinstance(self.simulator, BlackBoxSimulator):
-            if not self.simulator.likelihood_is_learned:
-                limit = settings.max_seconds
-                if limit is not None:
-                    takes_long = self.simulator.seconds_of_simulations > _LEARNING * limit
-                    limit *= _LEARNING_SLOWLY if takes_long else _LEARNING
-                self.simulator.learn_likelihood(max_seconds=limit)
-                self._to_improve = True
-            self.experiments.simulator = self.simulator.surrogate
+        self._num_improving = self.simulator.prepare_planning(settings.max_seconds)
+        self.experiments.simulator = self.simulator.surrogate
         if self._to_build[0]:
             self.policy = self._new_policy().to(self.device)
         if self._to_build[1] and isinstance(self.bound, NeuralBound):
@@ -264,7 +253,7 @@ class DAD(StepTrainer):
         self.bound.load_state_dict(best.bound.state_dict())
 
     def _before_step(self, done: float) -> None:
-        if self._to_improve and done > _IMPROVE_AT:
+        if self._num_improving and done > _IMPROVE_AT:
             self._improve_likelihood()
         if not isinstance(self.bound, NeuralBound):
             return
@@ -339,21 +328,19 @@ class DAD(StepTrainer):
 
     @torch.no_grad()
     def _improve_likelihood(self) -> None:
-        """Let a black box be simulated where the policy goes."""
-        simulator: Any = self.simulator
-        num = max(1, simulator.num_simulations // (2 * self.num_trials))
+        """Let the simulator learn its likelihood where the policy goes."""
+        num = max(1, self._num_improving // self.num_trials)
         theta, (designs, _), _ = self.experiments.run(self.policy, num)
         rows = theta.unsqueeze(1).expand(-1, self.num_trials, -1).flatten(0, 1), designs.flatten(0, 1)
-        limit = simulator.max_seconds if self._settings.max_seconds is None else self._settings.max_seconds
-        simulator.improve_likelihood(*rows, max_seconds=_IMPROVING * limit)
-        self._to_improve = False
+        self.simulator.improve_likelihood(*rows, max_seconds=self._settings.max_seconds)
+        self._num_improving = 0
 
     def _new_policy(self) -> Policy:
         return TransformerPolicy(self.simulator, self.horizon)
 
     def _new_bound(self) -> Bound:
-        if isinstance(self.simulator, BlackBoxSimulator):
-            return PCE(num_contrastive=511)  # a learned likelihood takes longer
+        if self.simulator.learns_likelihood:
+            return PCE(num_contrastive=511)
         return PCE() if self.simulator.has_likelihood else InfoNCE(self.simulator)
 
     def _experiments(self, prior: Any, state: Tensor | None) -> Experiments:

@@ -22,7 +22,7 @@ from ....policies.design.greedy import GreedyPolicy
 from ....policies.design.random import RandomPolicy
 from ....policies.design.static import StaticPolicy
 from ....simulators.base import DesignSimulator
-from ....simulators.design.black_box import BlackBoxSimulator, process_design_simulator
+from ....simulators.design.black_box import process_design_simulator
 from ....simulators.experiments import sampler_of
 from ....simulators.rollout import rollout
 from ....utils.seeding import seeded
@@ -39,6 +39,7 @@ _LOOKAHEAD: dict[str, Any] = {
     "num_outer": 32,
     "num_steps": 0,
 }
+_SLOW = 1e-3  # seconds of a run from which runs are too slow to judge with
 _CERTAIN = 2.0  # standard errors
 _ALL, _NONE = 0.9, 0.02  # share of designs on the border; spread over histories, of that of random designs
 
@@ -107,9 +108,9 @@ class _Judge:
     def __init__(self, simulator: DesignSimulator, horizon: int, max_seconds: float | None):
         self.begin, self.max_seconds, self.horizon = time.perf_counter(), max_seconds, horizon
         self.simulator, self.truth, self.model, self.name = simulator, simulator, simulator, "likelihood"
-        if isinstance(simulator, BlackBoxSimulator):
+        if simulator.learns_likelihood:
             self.model, self.name = simulator.surrogate, "learned likelihood"
-            if not simulator.runner.takes_many:
+            if simulator.seconds_per_run > _SLOW:
                 self.truth, self.name = self.model, "learned likelihood, and outcomes drawn from it"
         elif not simulator.has_likelihood and not simulator.has_state:
             limit = 10.0 if max_seconds is None else 0.6 * max_seconds

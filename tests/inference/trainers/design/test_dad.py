@@ -221,6 +221,7 @@ def test_wrong_checkpoints_are_refused(tmp_path):
         {"num_steps": 3},
         {"learning_rate": 0.5},
         {"clip_max_norm": 2.0},
+        {"num_starts": 2},
     ):
         (name,) = changes
         with pytest.raises(ValueError, match=f"is a checkpoint of a training with .*{name}"):
@@ -232,6 +233,7 @@ def test_wrong_checkpoints_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"is a checkpoint of a training with .*policy"):
         trainer(policy=None).train(**settings, checkpoint=path, resume=True)
     trainer(policy=DeepSetsPolicy(LinearGaussian(), 8, 4)).train(**settings, checkpoint=path)
+    assert "num_starts" not in load_file(path, "training")["settings"]  # as in files from before there were starts
     with pytest.raises(ValueError, match="is a checkpoint of another net"):
         trainer(policy=DeepSetsPolicy(LinearGaussian(), 9, 4)).train(**settings, checkpoint=path, resume=True)
     data = path.read_bytes()
