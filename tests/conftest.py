@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import joblib
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -19,6 +20,12 @@ settings.load_profile("the same cases")
 
 def pytest_addoption(parser):
     parser.addoption("--seed-offset", type=int, default=0, help="is added to every seed: no test may depend on its own")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One process a core for all default tests; one in all for named files, and for measurements."""
+    is_whole = config.args_source is config.ArgsSource.TESTPATHS and config.option.markexpr.startswith("not slow")
+    return joblib.cpu_count() if is_whole else 0
 
 
 def pytest_configure(config):
