@@ -121,6 +121,18 @@ class Journal:
         """
         return cls(path)
 
+    def reopen(self) -> None:
+        """Open the journal again after `close`, to go on with it.
+
+        Raises:
+            ValueError: If it is in use, or another process has written to it since.
+        """
+        again = Journal(self.path)
+        if again._end != self._end:
+            again.close()
+            raise ValueError(f"another process has written to {self.path} since; load the experiment to go on.")
+        self._file = again._file
+
     def append(self, entry: dict[str, Any]) -> None:
         """Write one entry; it is on the disk when this returns, and the file is as before if this raises.
 

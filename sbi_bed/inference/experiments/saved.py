@@ -15,10 +15,9 @@ from ...policies.base import restore_policy
 from ...simulators.base import DesignSimulator
 from ...utils.files import rebuilding, write_atomically
 from ...utils.seeding import seeded
-from .design.stopping import restore_rule
 from .journal import Journal, journal_bytes, plain_to_weights, read_journal, weights_to_plain
 
-__all__ = ["SavedExperiment", "plain_to_policy", "policy_to_plain", "restore_callables"]
+__all__ = ["SavedExperiment", "plain_to_policy", "policy_to_plain"]
 
 
 class SavedExperiment:
@@ -145,25 +144,6 @@ def plain_to_policy(plain: dict[str, Any], simulator: DesignSimulator | None, gi
     except RuntimeError as err:
         raise ValueError(f"the policy does not fit the weights in the file: {err}") from err
     return given
-
-
-def restore_callables(header: dict[str, Any], entries: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, Any]:
-    """Rule and cost of a file, as far as it can hold them, joined with those that `load` was given."""
-    events = [entry["event"] for entry in entries]
-    ended = "stop" in events or events.count("trial") >= header["horizon"]
-    options = dict(options)
-    if options.get("stop_when") is None and header["stop_when"] is not None:
-        if header["stop_when"]["rule"] is not None:
-            options["stop_when"] = restore_rule(header["stop_when"])
-        elif not ended:
-            raise ValueError(f"give stop_when= again, its stopping rule '{header['stop_when']['reason']}'.")
-    if options.get("design_cost") is not None:
-        if not header["has_design_cost"]:
-            raise ValueError("it was run without design_cost.")
-        options["budget"] = header["budget"]
-    elif header["has_design_cost"] and not ended:
-        raise ValueError("give design_cost= again, its cost of a design.")
-    return options
 
 
 def _same(weights: dict[str, Any], others: dict[str, Any]) -> bool:

@@ -6,9 +6,8 @@ very design that would have come next: the file holds the policy, the seed and e
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,19 @@ import torch
 from torch import Tensor
 
 from ....simulators.base import DesignSimulator
-from ....utils.checks import as_finite_tensor, check_count
-from ....utils.renamed import current_arguments
-from ....utils.seeding import seed_for, seeded
-from ..journal import Journal, plain_to_tensor, tensor_to_plain
-from ..saved import SavedExperiment, plain_to_policy, policy_to_plain, restore_callables
+from ....utils.checks import check_count
+from ....utils.seeding import seeded
+from ..journal import Journal, tensor_to_plain
+from ..saved import policy_to_plain
+from .imagined import imagined_outcomes
 from .limits import DesignLimits
-from .running_policy import RunningPolicy
+from .recorded import FROM_FILE, RecordedExperiment
 from .stopping import as_rule
-from .trials import Trials
 
 __all__ = ["AdaptiveExperiment"]
 
 
-class AdaptiveExperiment(SavedExperiment):
+class AdaptiveExperiment(RecordedExperiment):
     """Runs one experiment, or many side by side, under a design policy.
 
     Args:
@@ -41,6 +39,8 @@ class AdaptiveExperiment(SavedExperiment):
         min_distance: Smallest distance between any two designs, Euclidean in the design space's standardised
             coordinates. A proposal that is too close is moved to the nearest allowed place. Among candidates any
             positive value means that none is used twice. The experiment stops when nothing is allowed.
+        no_repeat_within: A design keeps that distance from those of the last `no_repeat_within` trials alone, those in
+            flight included; from all if None. Among candidates it then differs from them even if `min_distance` is 0.
         design_cost: Callable design (D,) -> cost, not negative.
         budget: Largest total cost. Among candidates only those that the rest of the budget can pay are proposed, and
             the experiment stops when there is none. In a continuous space it stops at the first proposal that costs
@@ -51,7 +51,6 @@ class AdaptiveExperiment(SavedExperiment):
             leading dimension B. Budget and stopping rule are for single experiments.
 
     Attributes:
-        stopped_because: Why the experiment is done, or None.
         seed: The seed.
 
     Raises:
@@ -70,9 +69,18 @@ class AdaptiveExperiment(SavedExperiment):
         ...     experiment.record(simulator(torch.zeros(2), design))
         >>> experiment.history.shape, experiment.stopped_because
         (torch.Size([3, 4]), 'horizon')
-    """
 
-    _options: dict[str, Any] = {}  # noqa: RUF012  a subclass sets its own arguments, plain data, before super().__init__
+        Two designs at a time, answered in any order; one is lost, one answer was wrong, and there is time for one more:
+
+        >>> experiment = AdaptiveExperiment(DeepSetsPolicy(simulator), simulator, horizon=3, seed=0)
+        >>> designs = experiment.next_designs(2)  # handle -> design
+        >>> experiment.record([1.2], handle=1)
+        >>> experiment.skip(0, reason="lost in the mail")
+        >>> experiment.mark_invalid(1, reason="the lamp was off")
+        >>> experiment.change_horizon(4)
+        >>> experiment.num_trials, experiment.history.shape, [trial.reason for trial in experiment.invalid]
+        (0, torch.Size([4, 4]), ['the lamp was off'])
+    """
 
     def __init__(
         self,
@@ -83,103 +91,228 @@ class AdaptiveExperiment(SavedExperiment):
         *,
         seed: int | None = None,
         min_distance: float = 0.0,
+        no_repeat_within: int | None = None,
         design_cost: Callable[[Tensor], Any] | None = None,
         budget: float | None = None,
         stop_when: Any = None,
         num_experiments: int | None = None,
     ):
-        if not isinstance(simulator, DesignSimulator):
-            raise TypeError(f"simulator must be a DesignSimulator, got {simulator!r}.")
+        self._check_simulator(simulator)
         self.simulator = simulator
-        self.horizon = check_count(horizon, "horizon")
+        horizon = check_count(horizon, "horizon")
         self.seed = int(torch.randint(2**62, ())) if seed is None else check_count(seed, "seed", 0)
-        self._limits = DesignLimits(simulator.design_space, min_distance, design_cost, budget)
+        self._limits = DesignLimits(simulator.design_space, min_distance, design_cost, budget, no_repeat_within)
         self.num_experiments = None if num_experiments is None else check_count(num_experiments, "num_experiments")
         self._batch_shape = () if self.num_experiments is None else (self.num_experiments,)
         self._rule = None if stop_when is None else as_rule(stop_when)
-        self._check_options()
-        self._trials = Trials(self._batch_shape, simulator.design_dim, simulator.outcome_dim)
-        self._entries: list[dict[str, Any]] = []
-        self._adoptions: list[dict[str, Any]] = []
-        self._pending: Tensor | None = None
-        self.stopped_because: str | None = None
-        self.policy, self._running = policy, self._running_policy(policy)
-        self._header = self._describe()
-        self._journal = None if journal is None else Journal.create(journal, self._header)
+        self._check_options(simulator)
+        self._state = self._empty_state(horizon)
+        self._entries, self._pending, self._journal = [], None, None
+        if policy is not FROM_FILE:
+            self._running = self._running_policy(policy, simulator, horizon)
+            self.policy = policy
+            self._header = self._describe()
+            self._journal = None if journal is None else Journal.create(journal, self._header)
 
     # ---- ask and tell
 
     def next_design(self) -> Tensor:
-        """The next design (D,), or (B, D) for a batch; the same one until `record` is called.
+        """The next design (D,), or (B, D) for a batch; the same one until something is recorded or changed.
 
         Raises:
-            ValueError: If the experiment is done, or the policy proposes something outside the design space.
+            ValueError: If the experiment is done, every trial that remains is in flight, or the policy proposes something
+                outside the design space.
         """
-        self._prepare()
+        problem = self._prepare()
         if self._pending is None:
-            raise ValueError(f"the experiment is done ({self.stopped_because}); there is no next design.")
+            raise ValueError(problem or f"the experiment is done ({self.stopped_because}); there is no next design.")
         return self._pending.clone()
 
-    def record(self, outcome: Any, design: Any = None) -> None:
+    def next_designs(self, num: int) -> dict[int, Tensor]:
+        """The next `num` designs, to be run at the same time; with a journal they are on the disk when this returns.
+
+        They are then `in_flight`, and their outcomes may be recorded in any order. Each is proposed as if those in flight
+        had an outcome already: one drawn from what the trials so far predict (`imagined.py`). A design may come twice if the
+        policy wants that, unless `min_distance` or `no_repeat_within` forbid it.
+
+        Returns:
+            Handle -> design (D,), or (B, D). Fewer, even none, where horizon, budget or distances leave fewer at present.
+
+        Raises:
+            ValueError: If the experiment is done, trials depend on those before (through the design space, or a hidden
+                state), or the policy proposes something outside the design space.
+            OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
+        """
+        if self.simulator.design_space.depends_on_history or self.simulator.has_state:
+            raise ValueError("designs in flight need trials that do not depend on those before: use next_design().")
+        self._prepare()
+        if self.stopped_because is not None:
+            raise ValueError(f"the experiment is done ({self.stopped_because}); there is no next design.")
+        first, waiting, new = self._state.next_handle, self._state.in_flight, []
+        for _ in range(min(check_count(num, "num"), self._state.room)):
+            proposed = (
+                self._pending if self._pending is not None and not new else self._propose([*waiting.values(), *new])
+            )
+            if isinstance(proposed, str):
+                break
+            new.append(proposed)
+        if new:
+            handles = list(range(first, first + len(new)))
+            self._happen({"event": "ask", "handles": handles, "designs": [tensor_to_plain(design) for design in new]})
+        return {first + i: design.clone() for i, design in enumerate(new)}
+
+    def record(self, outcome: Any, design: Any = None, *, handle: int | None = None) -> None:
         """Record what happened; with a journal it is on the disk when this returns.
 
         Args:
             outcome: Outcome (O,), or (B, O) for a batch.
-            design: The design (D,) that was really run, where it is not the one that `next_design` gave.
+            design: The design (D,) that was really run, where it is not the one that was proposed.
+            handle: Which of the designs in flight it was; without, it is the one of `next_design`.
 
         Raises:
             ValueError: If outcome or design have the wrong shape, hold NaN or infinity or lie outside their space, no
-                design was asked for, or the experiment is done.
+                design was asked for, the handle is not in flight, or the experiment is done. What is in flight can be
+                recorded even so.
             OSError: If the journal cannot be written. Then nothing is recorded, and the call may be repeated.
             RuntimeError: If the stopping rule fails. The trial is then recorded.
         """
-        if self.stopped_because is not None:
-            raise ValueError(f"the experiment is done ({self.stopped_because}); nothing more can be recorded.")
-        if design is None and self._pending is None:
-            raise ValueError("nothing to record: call next_design() first, or give design=, the design that was run.")
-        run = self._check_design(design) if self._pending is None or design is not None else self._pending
-        outcome = self._check_outcome(outcome)
+        handle, planned = self._asked_for(handle, "record", given=design is not None)
+        run = planned if design is None else self._check_design(design, self.simulator, self._running, self._state)
+        outcome = self._check_outcome(outcome, self.simulator, self._running)
         cost = self._limits.cost(run)
-        entry = {"event": "trial", "design": tensor_to_plain(run), "outcome": tensor_to_plain(outcome)}
-        self._write(entry if cost is None else entry | {"cost": cost})
-        self._add_trial(run, outcome, cost)
-        self._ask_rule()
-        if self.stopped_because is not None:
-            self.close()  # there is nothing more to write
+        entry = {
+            "event": "trial",
+            "handle": handle,
+            "design": tensor_to_plain(run),
+            "outcome": tensor_to_plain(outcome),
+        }
+        self._happen(entry if cost is None else entry | {"cost": cost})
+        if self.num_trials < self.horizon:
+            self._running.take_up_last(self._state.trials)
+        self._settle()
 
     @property
     def done(self) -> bool:
-        """Whether no further trial is to be run; `stopped_because` says why."""
-        if self._limits.any:
+        """Whether no further trial is to be run; `stopped_because` says why. What is in flight may still be recorded."""
+        if self._limits.any or self._state.avoided:
             self._prepare()  # whether a design is left shows when it is proposed
         return self.stopped_because is not None
 
+    # ---- what happens in a laboratory
+
+    def skip(self, handle: int | None = None, *, for_good: bool = False, reason: str = "") -> None:
+        """Do not run a proposed design: the next proposal is another one. The skipped trial costs none of the horizon.
+
+        Policies that draw draw anew, those that choose among candidates take the best of the others, and any other proposal
+        is moved away, in a continuous space by 0.1 of its standardised units at least.
+
+        Args:
+            handle: Which of the designs in flight; without, the one that `next_design` gave.
+            for_good: Whether it must never be proposed again; else it may be after the next trial.
+            reason: Why, for `skipped`.
+
+        Raises:
+            ValueError: If no design was asked for, or the handle is not in flight.
+            OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
+        """
+        handle, design = self._asked_for(handle, "skip")
+        entry = {"event": "skip", "handle": handle, "design": tensor_to_plain(design)}
+        self._happen({**entry, "for_good": bool(for_good), "reason": str(reason)})
+        self._settle()
+
+    def mark_invalid(self, handle: int | None = None, *, reason: str = "") -> None:
+        """Leave a trial out of history, posterior and policy; it stays in the file, in `invalid` and in what was spent.
+
+        It costs none of the horizon: a finished experiment goes on. What was found from it, such as a refined policy or a
+        stop, is found anew.
+
+        Args:
+            handle: Which trial, see `handles`; the last one recorded if None.
+            reason: Why, for `invalid`.
+
+        Raises:
+            ValueError: If there is no such trial.
+            OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
+        """
+        if handle is None and not self._state.handles:
+            raise ValueError("there is no trial to mark as invalid.")
+        handle = self._state.handles[-1] if handle is None else check_count(handle, "handle", 0)
+        self._change({"event": "invalid", "handle": handle, "reason": str(reason)})
+
+    def undo(self) -> None:
+        """Take back the last `record`, `skip` or `mark_invalid`, as if it had not been called; as often as there is one.
+
+        The design then comes from `next_design` again, or is in flight again. What was found from the trial, such as a
+        refined policy or a stop, is taken back, too. Changes of policy, simulator or horizon, and later `next_designs`,
+        stay. The journal keeps what was taken back.
+
+        Raises:
+            ValueError: If there is nothing to undo, or the trial would not fit into a horizon that was shortened since.
+            OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
+
+        Example:
+            >>> from sbi_bed.policies import RandomPolicy
+            >>> from sbi_bed.simulators import LocationFinding
+            >>> simulator = LocationFinding()
+            >>> experiment = AdaptiveExperiment(RandomPolicy(simulator), simulator, horizon=1)
+            >>> design = experiment.next_design()
+            >>> experiment.record([81.0])  # a slip: 8.1 was meant
+            >>> experiment.undo()
+            >>> experiment.done, experiment.next_design().equal(design)
+            (False, True)
+            >>> experiment.record([8.1])
+        """
+        self._change({"event": "undo"})
+
+    def change_horizon(self, horizon: int, *, reason: str = "") -> None:
+        """Lengthen or shorten the experiment; warns if the policy was trained for fewer trials.
+
+        Args:
+            horizon: New largest number T of trials, not below those recorded and in flight.
+            reason: Why, for `changes`.
+
+        Raises:
+            ValueError: If it is below that, or the policy was built for fewer trials.
+            OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
+        """
+        self._change({"event": "horizon", "horizon": check_count(horizon, "horizon"), "reason": str(reason)})
+
+    def replace(self, policy: Any = None, simulator: DesignSimulator | None = None, *, reason: str) -> None:
+        """Go on with another policy, another simulator, or both, for example after data that contradict the model.
+
+        The trials stay, designs in flight, too. The next design comes from the new policy and `posterior` from the new
+        simulator, each given all trials. `load` wants the new simulator from then on; the file holds the new policy.
+
+        Args:
+            policy: New policy.
+            simulator: New simulator, with designs and outcomes of the same sizes; all trials must lie in its spaces.
+            reason: Why, for `changes`.
+
+        Raises:
+            TypeError: If policy or simulator are not what they should be.
+            ValueError: If neither is given, they do not fit the trials or each other, or the present policy plans with the
+                present simulator, so that it must be replaced, too.
+            OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
+        """
+        if policy is None and simulator is None:
+            raise ValueError("give policy=, simulator=, or both.")
+        if simulator is not None:
+            self._check_simulator(simulator)
+            self._check_options(simulator)
+            for name in ("design_dim", "outcome_dim"):
+                if getattr(simulator, name) != getattr(self.simulator, name):
+                    mine, new = getattr(self.simulator, name), getattr(simulator, name)
+                    raise ValueError(f"the experiment has {name} {mine}, the new simulator {new}.")
+            if policy is None and getattr(self.policy, "simulator", None) is not None:
+                raise ValueError(
+                    "the policy plans with the present simulator: give policy= too, one for the new simulator."
+                )
+        entry = {"event": "replace", "reason": str(reason)}
+        entry["policy"] = None if policy is None else policy_to_plain(policy)  # pyright: ignore[reportArgumentType]
+        entry["simulator"] = None if simulator is None else type(simulator).__name__  # pyright: ignore[reportArgumentType]
+        self._change(entry, policy, simulator)
+
     # ---- what is known
-
-    @property
-    def num_trials(self) -> int:
-        """Number of trials recorded."""
-        return len(self._trials)
-
-    @property
-    def designs(self) -> Tensor:
-        """Designs as recorded, (n, D) or (B, n, D)."""
-        return self._trials.designs
-
-    @property
-    def outcomes(self) -> Tensor:
-        """Outcomes as recorded, (n, O) or (B, n, O)."""
-        return self._trials.outcomes
-
-    @property
-    def history(self) -> Tensor:
-        """All trials as the policy reads them, padded to (horizon, D + O + 1), or (B, horizon, D + O + 1)."""
-        return self._trials_so_far(self.horizon)
-
-    @property
-    def spent(self) -> float:
-        """Total cost of the designs run so far; 0 without `design_cost`."""
-        return self._trials.spent
 
     def posterior(
         self, sample_with: Any = "smc", *, num_trials: int | None = None, experiment: int | None = None, **kwargs: Any
@@ -197,7 +330,7 @@ class AdaptiveExperiment(SavedExperiment):
             ValueError: If the simulator has no likelihood and no trained posterior is given, or the index is missing.
         """
         by_name = isinstance(sample_with, str)  # a likelihood has the precision of the prior
-        history = self._trials.history(self.simulator.dtype, self.horizon) if by_name else self.history
+        history = self._state.trials.history(self.simulator.dtype, self.horizon) if by_name else self.history
         if self._batch_shape:
             if experiment is None:
                 raise ValueError(f"say which of the {self.num_experiments} experiments: posterior(experiment=0).")
@@ -211,158 +344,77 @@ class AdaptiveExperiment(SavedExperiment):
 
         return likelihood_posterior(self.simulator, history, sample_with=sample_with, **kwargs)
 
-    def seed_for(self, purpose: str) -> int:
-        """A seed that depends on the experiment's seed and a purpose, and on nothing else."""
-        return seed_for(self.seed, purpose)
-
-    # ---- for subclasses
+    # ---- inside
 
     def _before_proposal(self) -> None:
         """Called before each new proposal; a subclass may call `_adopt_policy` here."""
 
-    def _adopt_policy(self, policy: Any, **details: Any) -> None:
-        """Go on with `policy`, and journal it; None keeps the present one and journals the details alone.
+    def _check_simulator(self, simulator: Any) -> None:
+        if not isinstance(simulator, DesignSimulator):
+            raise TypeError(f"simulator must be a DesignSimulator, got {simulator!r}.")
 
-        Args:
-            policy: New policy, of a kind that `load` can restore from the first one.
-            **details: Plain data about it, kept in `_adoptions` as {"num_trials": ..., **details}.
-        """
-        running = None if policy is None else self._running_policy(policy)
-        plain = None if policy is None else policy_to_plain(policy)
-        self._write({"event": "policy", "num_trials": self.num_trials, "policy": plain, "details": details})
-        self._adoptions.append({"num_trials": self.num_trials, **details})
-        if running is not None:
-            self.policy, self._running, self._pending = policy, running, None
-
-    # ---- inside
-
-    def _check_options(self) -> None:
-        if self._rule is not None and self._rule.needs_likelihood and not self.simulator.has_likelihood:
+    def _check_options(self, simulator: DesignSimulator) -> None:
+        if self._rule is not None and self._rule.needs_likelihood and not simulator.has_likelihood:
             raise ValueError(f"the stopping rule '{self._rule}' needs a simulator with a log_likelihood.")
         if self.num_experiments is not None and (self._rule is not None or self._limits.design_cost is not None):
             raise ValueError("costs, a budget and a stopping rule are for single experiments, without num_experiments.")
 
-    def _running_policy(self, policy: Any) -> RunningPolicy:
-        return RunningPolicy(policy, self.simulator, self.horizon, self._batch_shape, self.seed)
-
-    def _describe(self) -> dict[str, Any]:
-        rule = None if self._rule is None else self._rule.plain or {"rule": None, "reason": str(self._rule)}
-        common = {"seed": self.seed, "num_experiments": self.num_experiments, "min_distance": self._limits.min_distance}
-        return {
-            "kind": type(self).__name__,
-            "horizon": self.horizon,
-            "design_dim": self.simulator.design_dim,
-            "outcome_dim": self.simulator.outcome_dim,
-            "options": {**self._options, **common},
-            "budget": self._limits.budget,
-            "has_design_cost": self._limits.design_cost is not None,
-            "stop_when": rule,
-            "policy": policy_to_plain(self.policy),
-        }
-
-    @classmethod
-    def _restore(
-        cls, header: dict[str, Any], entries: list[dict[str, Any]], simulator: Any, policy: Any, options: dict[str, Any]
-    ) -> Any:
-        if header["kind"] != cls.__name__:
-            raise ValueError(f"it holds a {header['kind']}; use {header['kind']}.load.")
-        for name in ("design_dim", "outcome_dim"):
-            if header[name] != getattr(simulator, name, header[name]):
-                raise ValueError(f"it has {name} {header[name]}, the simulator {getattr(simulator, name)}.")
-        saved = current_arguments(cls.__init__, header["options"])
-        fixed = sorted({*saved, "horizon", "budget"} & options.keys())
-        if fixed:
-            raise ValueError(f"{', '.join(fixed)} cannot be changed while the experiment runs.")
-        newest = [e["policy"] for e in entries if e["event"] == "policy" and e["policy"] is not None]
-        restored = plain_to_policy((newest or [header["policy"]])[-1], simulator, policy)
-        options = {**restore_callables(header, entries, options), **saved}
-        experiment = cls(policy=restored, simulator=simulator, horizon=header["horizon"], **options)
-        experiment._header = header
-        for entry in entries:
-            experiment._replay(entry)
-        return experiment
-
-    def _replay(self, entry: dict[str, Any]) -> None:
-        """Take up one entry of a file."""
-        self._entries.append(entry)
-        if entry["event"] == "trial":
-            if self.num_trials == self.horizon:
-                raise ValueError(f"it holds more trials than its horizon, {self.horizon}.")
-            design = self._check_design(plain_to_tensor(entry["design"]))
-            self._add_trial(design, self._check_outcome(plain_to_tensor(entry["outcome"])), entry.get("cost"))
-        elif entry["event"] == "policy":
-            self._adoptions.append({"num_trials": entry["num_trials"], **entry["details"]})
-        elif entry["event"] == "stop":
-            self.stopped_because = entry["reason"]
-        else:
-            raise ValueError(f"it holds an event '{entry['event']}' that this version does not know.")
-
-    def _resume(self) -> None:
-        if self.num_trials:  # it may have ended between a trial and the question whether to stop
-            self._ask_rule()
+    def _asked_for(self, handle: int | None, verb: str, given: bool = False) -> tuple[int, Any]:
+        """Handle and design of what is to be recorded or skipped; the design may be None if the one run is given."""
+        waiting = self._state.in_flight
+        if handle is not None:
+            handle = check_count(handle, "handle", 0)
+            if handle not in waiting:
+                raise ValueError(f"no design with handle {handle} is in flight, only {list(waiting)}.")
+            return handle, waiting[handle]
         if self.stopped_because is not None:
-            self.close()
+            raise ValueError(f"the experiment is done ({self.stopped_because}); there is nothing to {verb}.")
+        if self._state.room < 1:
+            raise ValueError(f"{self._all_in_flight()}: give handle=, or lengthen the horizon.")
+        if self._pending is None and not given:
+            flying = f", or handle=, one of {list(waiting)} in flight" if waiting else ""
+            run = ", or give design=, the design that was run" if verb == "record" else ""
+            raise ValueError(f"nothing to {verb}: call next_design() first{run}{flying}.")
+        return self._state.next_handle, self._pending
 
-    def _prepare(self) -> None:
-        """Propose the next design, unless there is one already or the experiment is done."""
+    def _all_in_flight(self) -> str:
+        return f"every trial that remains is in flight, with handles {list(self._state.in_flight)}"
+
+    def _prepare(self) -> str | None:
+        """Propose the next design, unless there is one or the experiment is done; returns why it cannot at present."""
         if self._pending is not None or self.stopped_because is not None:
-            return
+            return None
+        if self._state.room < 1:
+            return f"{self._all_in_flight()}: record their outcomes."
         self._before_proposal()
-        state, device = self._running.state_after(self._trials), self._running.device
-        with torch.no_grad(), seeded(self.seed_for(f"design {self.num_trials}"), device):
-            proposed = self._limits.choose(
-                self._running.policy, state, self.designs, self._trials_so_far(), self.spent, device
-            )
-        if isinstance(proposed, str):
-            self._stop(proposed)
-        else:
+        waiting = self._state.in_flight
+        proposed = self._propose(list(waiting.values()))
+        if not isinstance(proposed, str):
             self._pending = proposed
-
-    def _check_design(self, design: Any) -> Tensor:
-        space = self.simulator.design_space.given(self._trials_so_far())
-        return self._checked(design, "design", self.simulator.design_dim, space.check)
-
-    def _check_outcome(self, outcome: Any) -> Tensor:
-        return self._checked(outcome, "outcome", self.simulator.outcome_dim, self.simulator.check_outcome)
-
-    def _checked(self, value: Any, name: str, dim: int, check: Callable[[Any], Tensor]) -> Tensor:
-        """A design or outcome as given, exact, of the right shape and inside its space."""
-        value = as_finite_tensor(value, name, last_dim=dim)
-        if value.shape != (*self._batch_shape, dim):
-            raise ValueError(f"{name} must have shape {(*self._batch_shape, dim)}, got {tuple(value.shape)}.")
-        value = value.detach().cpu().clone()
-        check(value)
-        if name == "outcome":  # a tiny positive one must not become 0 in the policy's precision
-            check(value.to(self._running.dtype))
-        return value
-
-    def _add_trial(self, design: Tensor, outcome: Tensor, cost: float | None) -> None:
-        self._trials.add(design, outcome, cost)
-        self._pending = None
-        if self.num_trials == self.horizon:
-            self.stopped_because = "horizon"
+        elif waiting:
+            return f"nothing can be proposed ({proposed}) until the outcomes of handles {list(waiting)} are recorded."
         else:
-            self._running.take_up_last(self._trials)
+            self._stop(proposed)
+            self._settle()
+        return None
 
-    def _ask_rule(self) -> None:
-        if self._rule is None or self.stopped_because is not None:
-            return
-        try:
-            holds = bool(self._rule(self))
-        except Exception as err:
-            raise RuntimeError(f"the trial is recorded, but the stopping rule '{self._rule}' failed: {err}") from err
-        if holds:
-            self._stop(str(self._rule))
-
-    def _stop(self, reason: str) -> None:
-        self.stopped_because = reason
-        with contextlib.suppress(OSError):  # `load` comes to the same conclusion again
-            self._write({"event": "stop", "reason": reason})
-        self.close()
-
-    def _trials_so_far(self, length: int | None = None) -> Tensor:
-        """The trials as the policy reads them, padded to `length` if given."""
-        return self._trials.history(self._running.dtype, length)
+    def _propose(self, waiting: Sequence[Tensor]) -> Tensor | str:
+        """A design to follow the trials so far and those that wait for their outcomes, or why there is none."""
+        state, running, limits = self._state, self._running, self._limits
+        none = state.trials.designs[..., :0, :]
+        in_flight, skipped = (torch.stack([*x], dim=-2) if x else none for x in (waiting, state.avoided))
+        imagined = none
+        if waiting:
+            seed = self.seed_for(f"imagined after {self.num_trials}")
+            imagined = imagined_outcomes(self.simulator, state.trials, in_flight, seed)
+        known = running.state_after(state.trials, zip(in_flight.unbind(-2), imagined.unbind(-2), strict=True))
+        earlier = torch.cat([state.trials.designs, in_flight], dim=-2)
+        history, spent = state.trials.history(running.dtype), state.spent
+        if limits.design_cost is not None:
+            spent += sum(limits.cost(design) or 0.0 for design in waiting)
+        number = state.next_handle + len(waiting) - len(state.in_flight)
+        with torch.no_grad(), seeded(self.seed_for(f"design {number}"), running.device):
+            return limits.choose(running.policy, known, earlier, skipped, history, spent, running.device)
 
 
 def _given(posterior: Any, history: Tensor) -> Any:

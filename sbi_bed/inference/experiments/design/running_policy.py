@@ -6,10 +6,12 @@ Each trial updates the state under a seed of its own, so that a state made again
 from __future__ import annotations
 
 import contextlib
+import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ....simulators.base import DesignSimulator
 from ....simulators.rollout import as_sequential, warn_beyond_training
@@ -55,27 +57,40 @@ class RunningPolicy:
         self._batch_shape, self._seed = batch_shape, seed
         self._state: Any = None
 
-    def state_after(self, trials: Trials) -> Any:
-        """The state after all trials, read again from the first one if none is kept."""
+    def restarted(self) -> RunningPolicy:
+        """The same policy, with no state kept."""
+        other = copy.copy(self)
+        other._state = None
+        return other
+
+    def state_after(self, trials: Trials, imagined: Iterable[tuple[Tensor, Tensor]] = ()) -> Any:
+        """The state after all trials, read again from the first one if none is kept, and then after imagined ones.
+
+        Args:
+            trials: The trials so far.
+            imagined: Designs (*batch, D) and outcomes (*batch, O) to go on with; the state that is kept has none of them.
+        """
         if self._state is None:
             state = None
             for number in range(-1, len(trials)):
-                state = self._update(state, trials, number)
+                state = self._update(state, number, *(trials[number] if number >= 0 else ()))
             self._state = state
-        return self._state
+        state = self._state
+        for number, trial in enumerate(imagined, len(trials)):
+            state = self._update(state, number, *trial)
+        return state
 
     def take_up_last(self, trials: Trials) -> None:
         """Update the state, if one is kept, by the last of the trials."""
         state, self._state = self._state, None
         if state is not None:
             with contextlib.suppress(Exception):  # the trial is safe; `state_after` will raise the error again
-                self._state = self._update(state, trials, len(trials) - 1)
+                self._state = self._update(state, len(trials) - 1, *trials[-1])
 
     @torch.no_grad()
-    def _update(self, state: Any, trials: Trials, number: int) -> Any:
-        """State after trial `number` (from 0), given that before it; a fresh one for trial −1."""
+    def _update(self, state: Any, number: int, *trial: Tensor) -> Any:
+        """State after trial `number` (from 0), its design and outcome, given that before it; a fresh one for trial −1."""
         with seeded(seed_for(self._seed, f"update {number}"), self.device):
             if number < 0:
                 return self.policy.initial_state(self._batch_shape)
-            design, outcome = (x.to(self.device, self.dtype) for x in trials[number])
-            return self.policy.update(state, design, outcome)
+            return self.policy.update(state, *(x.to(self.device, self.dtype) for x in trial))

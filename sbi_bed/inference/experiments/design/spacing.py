@@ -17,11 +17,11 @@ __all__ = ["allowed_candidates", "keep_apart", "nearest_candidate"]
 _SAME = 1e-5  # candidates closer than this are one
 
 
-def allowed_candidates(space: DesignSpace, candidates: Tensor, earlier: Tensor, min_distance: float) -> Tensor:
-    """Which candidates (N, D) are at least `min_distance` from all earlier designs (*batch, n, D): (*batch, N)."""
+def allowed_candidates(space: DesignSpace, candidates: Tensor, earlier: Tensor, distances: Tensor) -> Tensor:
+    """Which candidates (N, D) are at `distances` (n,) or more from earlier designs (*batch, n, D): (*batch, N)."""
     places = space.standardize(candidates.to(earlier))
     gap = (places.unsqueeze(-2) - space.standardize(earlier).unsqueeze(-3)).norm(dim=-1)
-    return (gap >= max(min_distance, _SAME)).all(-1)
+    return (gap >= distances.to(gap).clamp(min=_SAME)).all(-1)
 
 
 def nearest_candidate(space: DesignSpace, candidates: Tensor, design: Tensor, allowed: Tensor) -> Tensor:
@@ -35,17 +35,18 @@ def keep_apart(
     space: DesignSpace,
     design: Tensor,
     earlier: Tensor,
-    min_distance: float,
+    distances: Tensor,
     num_directions: int = 256,
     within: DesignSpace | None = None,
 ) -> Tensor | None:
-    """Move design (D,) to the nearest place at least `min_distance` from all earlier designs (n, D).
+    """Move design (D,) to the nearest place at `distances` (n,) or more from earlier designs (n, D).
 
-    Distances are those of `space`; the place lies also in `within`, the part of it that the history leaves. Draws
+    They are those of `space`; the place lies also in `within`, the part of it that the history leaves. Draws
     directions from torch's global generator. Returns None if there is no such place.
     """
     proposed, taken = space.standardize(design), space.standardize(earlier.to(design))
-    if len(taken) == 0 or (taken - proposed).norm(dim=-1).min() >= min_distance:
+    distances = distances.to(proposed)
+    if ((taken - proposed).norm(dim=-1) >= distances).all():
         return design
     axes = torch.eye(space.dim).to(design)
     directions = [axes, -axes]
@@ -53,10 +54,10 @@ def keep_apart(
         directions.append(torch.nn.functional.normalize(torch.randn(num_directions, space.dim), dim=-1).to(design))
     towards = torch.nn.functional.normalize(proposed - taken, dim=-1).unsqueeze(-2)
     rays = torch.cat([torch.cat(directions).expand(len(taken), -1, -1), towards], dim=-2)
-    points = (taken.unsqueeze(-2) + 1.001 * min_distance * rays).flatten(0, 1)
+    points = (taken.unsqueeze(-2) + 1.001 * distances[:, None, None] * rays).flatten(0, 1)
     designs = space.from_free(points)
     reached = space.standardize(designs)
-    allowed = torch.cdist(reached, taken).amin(-1) >= min_distance
+    allowed = (torch.cdist(reached, taken) >= distances).all(-1)
     allowed &= torch.isfinite(designs).all(-1) & (within or space).contains(designs)
     if not allowed.any():
         return None

@@ -17,6 +17,7 @@ from ....utils.checks import check_count
 from ....utils.renamed import renamed_arguments
 from ...trainers.design.refinement import Refinement, refine_policy
 from .adaptive import AdaptiveExperiment
+from .running_policy import RunningPolicy
 
 __all__ = ["StepDAD"]
 
@@ -79,12 +80,6 @@ class StepDAD(AdaptiveExperiment):
         refine_after = tuple(check_count(n, "refine_after", 0) for n in refine_after)
         if not refine_after or max(refine_after) >= horizon:
             raise ValueError(f"refine_after must name trials within [0, {horizon}), got {refine_after}.")
-        if not isinstance(policy, Policy) or not any(p.requires_grad for p in policy.parameters()):
-            raise TypeError(f"Step-DAD refines a policy with weights, got {policy!r}.")
-        if not simulator.has_likelihood and posterior is None:
-            raise ValueError(
-                "Step-DAD needs a simulator with a log_likelihood, or posterior=, a trained sbi posterior over histories."
-            )
         if refine_seconds is not None and not refine_seconds > 0:
             raise ValueError(f"refine_seconds must be positive, got {refine_seconds}.")
         if options.get("num_experiments") is not None:
@@ -102,8 +97,8 @@ class StepDAD(AdaptiveExperiment):
         super().__init__(policy, simulator, horizon, journal, **options)
 
     def _before_proposal(self) -> None:
-        done = {adoption["num_trials"] for adoption in self._adoptions}
-        if self.num_trials not in self.refine_after or self.num_trials in done:
+        done = max((change["num_trials"] for change in self._state.changes if "accepted" in change), default=-1)
+        if not any(done < number <= self.num_trials for number in self.refine_after):
             return
         step = refine_policy(
             cast(Policy, self.policy),
@@ -121,3 +116,15 @@ class StepDAD(AdaptiveExperiment):
             gain_before=step.gain_before,
             gain_after=step.gain_after,
         )
+
+    def _check_options(self, simulator: DesignSimulator) -> None:
+        super()._check_options(simulator)
+        if not simulator.has_likelihood and "sample_with" not in self._trained:
+            raise ValueError(
+                "Step-DAD needs a simulator with a log_likelihood, or posterior=, a trained sbi posterior over histories."
+            )
+
+    def _running_policy(self, policy: Any, simulator: DesignSimulator, horizon: int) -> RunningPolicy:
+        if not isinstance(policy, Policy) or not any(p.requires_grad for p in policy.parameters()):
+            raise TypeError(f"Step-DAD refines a policy with weights, got {policy!r}.")
+        return super()._running_policy(policy, simulator, horizon)

@@ -36,6 +36,11 @@ class RunningExperiment(Protocol):
         """Designs as recorded, (n, D)."""
         ...
 
+    @property
+    def outcomes(self) -> Tensor:
+        """Outcomes as recorded, (n, O)."""
+        ...
+
     def posterior(self, sample_with: Any = "smc", *, num_trials: int | None = None) -> Any:
         """The posterior given the first trials."""
         ...
@@ -169,17 +174,20 @@ def gain_below(level: float, num_trials: int = 1, num_samples: int = 512, sample
     """
     level = check_positive(level, "level")
     num_trials, num_samples = check_count(num_trials, "num_trials"), check_count(num_samples, "num_samples", 2)
-    known: WeakKeyDictionary[Any, dict[int, float]] = WeakKeyDictionary()
+    known: WeakKeyDictionary[Any, dict[Any, float]] = WeakKeyDictionary()
+
+    def gain_of(experiment: RunningExperiment, trial: int) -> float:
+        gains, before = known.setdefault(experiment, {}), (experiment.designs[:trial], experiment.outcomes[: trial - 1])
+        key = experiment.simulator, str([part.tolist() for part in before])  # trials may be taken back
+        if key not in gains:
+            gains[key] = trial_gain(experiment, trial, num_samples, sample_with)
+        return gains[key]
 
     def check(experiment: RunningExperiment) -> bool:
         done = experiment.num_trials
         if done < num_trials:
             return False
-        gains = known.setdefault(experiment, {})
-        for trial in range(done - num_trials + 1, done + 1):
-            if trial not in gains:
-                gains[trial] = trial_gain(experiment, trial, num_samples, sample_with)
-        return sum(gains[trial] for trial in range(done - num_trials + 1, done + 1)) < level * num_trials
+        return sum(gain_of(experiment, trial) for trial in range(done - num_trials + 1, done + 1)) < level * num_trials
 
     plain = {"rule": "gain_below", "level": level, "num_trials": num_trials, "num_samples": num_samples}
     reason = f"gain below {level:g} nats per trial"

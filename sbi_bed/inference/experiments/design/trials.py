@@ -29,7 +29,7 @@ class Trials:
 
     def __init__(self, batch_shape: tuple[int, ...], design_dim: int, outcome_dim: int):
         self._designs, self._outcomes = _Rows(batch_shape, design_dim), _Rows(batch_shape, outcome_dim)
-        self._costs: list[float] = []
+        self._costs: list[float | None] = []
 
     def __len__(self) -> int:
         return self._designs.num
@@ -38,8 +38,15 @@ class Trials:
         """Take up one trial: design (*batch, D), outcome (*batch, O)."""
         self._designs.add(design)
         self._outcomes.add(outcome)
-        if cost is not None:
-            self._costs.append(cost)
+        self._costs.append(cost)
+
+    def without(self, number: int) -> tuple[Trials, float | None]:
+        """The other trials, and the cost of the one that is left out."""
+        others = Trials(tuple(self.designs.shape[:-2]), self.designs.shape[-1], self.outcomes.shape[-1])
+        for i, cost in enumerate(self._costs):
+            if i != number:
+                others.add(*self[i], cost)
+        return others, self._costs[number]
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         """Design (*batch, D) and outcome (*batch, O) of one trial."""
@@ -58,7 +65,7 @@ class Trials:
     @property
     def spent(self) -> float:
         """Total cost."""
-        return math.fsum(self._costs)
+        return math.fsum(cost for cost in self._costs if cost is not None)
 
     def history(self, dtype: torch.dtype, length: int | None = None) -> Tensor:
         """All trials as a policy reads them, (*batch, n, D + O + 1), padded to `length` if given."""

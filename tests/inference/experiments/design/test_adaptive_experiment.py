@@ -362,7 +362,7 @@ class Refined(AdaptiveExperiment):
         super().__init__(policy, simulator, horizon, journal, **options)
 
     def _before_proposal(self):
-        if self.num_trials < self.after or self._adoptions:
+        if self.num_trials < self.after or self.changes:
             return
         policy = DeepSetsPolicy(self.simulator, hidden_dim=8)
         policy.load_state_dict({name: self.scale * w for name, w in self.policy.state_dict().items()})
@@ -372,7 +372,7 @@ class Refined(AdaptiveExperiment):
 def test_a_refined_policy_survives(tmp_path):
     policy = DeepSetsPolicy(SIMULATOR, hidden_dim=8)
     whole = run(Refined(policy, SIMULATOR, 5, after=3, seed=0))
-    assert whole._adoptions == [{"num_trials": 3, "gain": 0.25}]
+    assert whole.changes == [{"num_trials": 3, "changed": "policy", "gain": 0.25}]
     plain = run(AdaptiveExperiment(policy, SIMULATOR, 5, seed=0))
     assert torch.equal(whole.designs[:3], plain.designs[:3]) and not torch.equal(whole.designs[3], plain.designs[3])
     live = Refined(policy, SIMULATOR, 5, tmp_path / "a", after=3, seed=0)
@@ -380,7 +380,7 @@ def test_a_refined_policy_survives(tmp_path):
         live.next_design()
         live.close()  # killed after the refinement, before the outcome
         live = Refined.load(tmp_path / "a", SIMULATOR)
-        assert live.after == 3 and live.scale == 0.5 and len(live._adoptions) == (trial >= 3)
+        assert live.after == 3 and live.scale == 0.5 and len(live.changes) == (trial >= 3)
         assert torch.equal(live.next_design(), whole.designs[trial])
         run(live, 1)
     assert torch.equal(live.history, whole.history)
@@ -395,7 +395,7 @@ def test_a_refined_policy_survives(tmp_path):
         kept._adopt_policy(policy, simulator=SIMULATOR)
     kept.close()
     kept = AdaptiveExperiment.load(tmp_path / "b", SIMULATOR)
-    assert kept._adoptions == [{"num_trials": 0, "note": "no better"}]
+    assert kept.changes == [{"num_trials": 0, "changed": "policy", "note": "no better"}]
     assert torch.equal(run(kept).designs, plain.designs)
 
 
