@@ -12,6 +12,7 @@ says nothing of how likely success was.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -41,6 +42,7 @@ _LEARNING, _LEARNING_SLOWLY, _IMPROVING = 0.25, 0.5, 0.1
 _SIMULATING = 0.6  # share of these that simulations may take
 _SAVE_EVERY = 10.0  # seconds
 _FEWEST = 200  # simulations that a likelihood is learned from
+_PILOT = 20  # simulations that show the scale of outcomes; half of them may fail
 
 
 class Simulations(NamedTuple):
@@ -232,9 +234,11 @@ class BlackBoxSimulator(DesignSimulator):
     def pilot(self, num: int) -> tuple[Tensor, Tensor]:
         """Designs (num, D) and outcomes (num, O) of random trials: the first simulations, new ones where there are fewer."""
         with seeded(0):
-            missing = num - len(self.simulations.theta)
-            if missing > 0:
-                self._simulate_more(num, time.perf_counter() + 1.0, fewest=20)
+            missing = min(num, _PILOT) - len(self.simulations.theta)
+            if missing > 0:  # however long a run takes
+                self._simulate_rows(self.prior.sample((missing,)), self.design_space.sample((missing,)), math.inf)
+            if len(self.simulations.theta) < num:
+                self._simulate_more(num, time.perf_counter() + 1.0, fewest=_PILOT // 2)
         return self.simulations.design[:num], self.simulations.outcome[:num]
 
     def with_prior(self, prior: Distribution) -> DesignSimulator:

@@ -202,6 +202,19 @@ def test_training_learns_by_itself_within_the_time():
     assert trainer.num_steps > 0 and simulator.likelihood_is_learned and simulator.report is not None
 
 
+def test_a_net_takes_its_scales_from_a_few_slow_runs():
+    def slow(theta, design):
+        time.sleep(0.08)
+        return one_row(theta, design)
+
+    simulator = process(slow)
+    trainer = DAD(simulator, 2, show_progress_bars=False)  # its net measures the outcomes
+    assert 20 <= len(simulator.simulations.theta) < 100  # all 512 would take 41 s
+    mean, sd = simulator.simulations.outcome.mean(0), simulator.simulations.outcome.std(0)
+    torch.testing.assert_close(trainer.policy.features.outcome_mean, mean)
+    torch.testing.assert_close(trainer.policy.features.outcome_sd, sd)
+
+
 def test_it_is_simulated_where_the_policy_goes():
     simulator = process(many_rows, num_simulations=2000)
     DAD(simulator, 2, show_progress_bars=False).train(20, 32, 31, seed=0)
