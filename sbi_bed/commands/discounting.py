@@ -25,7 +25,7 @@ __all__ = ["run"]
 NUM_QUESTIONS = 15
 INSTRUCTION = (
     "Which of the two amounts of money would you rather have? There is no right answer. Type n (now) or l (later) and\n"
-    "press Enter. You may stop with Ctrl-C: the same command goes on from there."
+    "press Enter; u takes the last answer back. You may stop with Ctrl-C: the same command goes on from there."
 )
 
 
@@ -72,19 +72,15 @@ def _interview(options: argparse.Namespace) -> None:
     simulator = delay_discounting_simulator(questions)
     if journal.exists():
         experiment = AdaptiveExperiment.load(journal, simulator)
+        _compare_with_options(experiment, options)
         if experiment.done:
             print(f"{journal} holds a finished interview; give another --participant or --output for a new one.")
         else:
             print(f"Going on after {experiment.num_trials} of {experiment.horizon} questions.")
-        _say_what_is_fixed(options, experiment)
     else:
         experiment = _experiment(simulator, options, journal)
-    if not experiment.done:
-        print(f"{INSTRUCTION}\n")
     try:
-        while not experiment.done:
-            design = experiment.next_design()
-            experiment.record([_answer_at_keyboard(design, experiment)])
+        _ask(experiment)
     except (KeyboardInterrupt, EOFError):
         experiment.close()
         done = f"{experiment.num_trials} of {experiment.horizon} questions"
@@ -93,13 +89,18 @@ def _interview(options: argparse.Namespace) -> None:
     _conclude(experiment, stem)
 
 
-def _say_what_is_fixed(options: argparse.Namespace, experiment: AdaptiveExperiment) -> None:
-    for name, given, fixed in (
-        ("--questions", options.questions, experiment.horizon),
-        ("--seed", options.seed, experiment.seed),
-    ):
-        if given not in (None, fixed):
-            print(f"It was begun with {name} {fixed}, which stays: {name} {given} is not used.")
+def _compare_with_options(experiment: AdaptiveExperiment, options: argparse.Namespace) -> None:
+    """Say what differs from the options that an interview was begun with, and what becomes of it."""
+    if options.seed not in (None, experiment.seed):
+        print(f"It was begun with --seed {experiment.seed}, which stays: --seed {options.seed} is not used.")
+    begun, wanted, answered = experiment.horizon, options.questions, experiment.num_trials
+    if wanted in (None, begun):
+        return
+    if wanted < answered:
+        print(f"It has {answered} answers already: --questions {wanted} is not used.")
+    else:
+        experiment.change_horizon(wanted, reason="--questions")
+        print(f"It was begun with --questions {begun}; now it has {wanted}.")
 
 
 def _num_questions(options: argparse.Namespace) -> int:
@@ -118,14 +119,38 @@ def _experiment(simulator: Any, options: argparse.Namespace, journal: Path) -> A
     return AdaptiveExperiment(policy, simulator, _num_questions(options), journal, seed=seed, min_distance=1e-6)
 
 
-def _answer_at_keyboard(design: Tensor, experiment: AdaptiveExperiment) -> float:
+def _ask(experiment: AdaptiveExperiment) -> None:
+    """Ask until all questions are answered, and the last answer need not be corrected."""
+    if not experiment.done:
+        print(f"{INSTRUCTION}\n")
+    while not experiment.done:
+        reply = _reply(experiment.next_design(), experiment)
+        if reply == "u" and experiment.num_trials == 0:
+            print("There is no answer to take back.")
+        elif reply == "u":
+            experiment.undo()
+        else:
+            experiment.record([float(reply == "l")])
+        if experiment.done and _is_to_be_corrected():
+            experiment.undo()
+
+
+def _reply(design: Tensor, experiment: AdaptiveExperiment) -> str:
+    """n, l or u, as typed."""
     now, later, days = (f"{value:g}" for value in design.tolist())
     question = f"[{experiment.num_trials + 1}/{experiment.horizon}] (n) {now} now, or (l) {later} in {days} days? "
     while True:
         reply = input(question).strip().lower()
-        if reply in ("n", "now", "l", "later"):
-            return float(reply[0] == "l")
-        print("Please answer n (now) or l (later).")
+        if reply in ("n", "now", "l", "later", "u", "undo"):
+            return reply[0]
+        print("Please answer n (now) or l (later), or u (undo the last answer).")
+
+
+def _is_to_be_corrected() -> bool:
+    try:
+        return input("Press Enter to finish, or type u to take the last answer back: ").strip().lower() in ("u", "undo")
+    except EOFError:
+        return False
 
 
 def _conclude(experiment: AdaptiveExperiment, stem: Path) -> Tensor:

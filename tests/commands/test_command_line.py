@@ -75,9 +75,9 @@ def test_each_participant_keeps_a_figure_and_a_posterior(tmp_path, capsys, monke
     for path, median, answers in zip(tables, medians, ([0, 0], [1, 1], [0, 1], [1, 0]), strict=True):
         draws = np.genfromtxt(path, delimiter=",", names=True)
         assert np.median(draws["k_per_day"]) == pytest.approx(median, rel=0.01)
-        saved = np.load(path.with_name(path.stem + ".npz"))
-        np.testing.assert_allclose(saved["choice_noise_amount"], draws["choice_noise_amount"], rtol=1e-6)
-        assert saved["outcomes"].flatten().tolist() == answers and saved["designs"].shape == (2, 3)
+        with np.load(path.with_name(path.stem + ".npz")) as saved:
+            np.testing.assert_allclose(saved["choice_noise_amount"], draws["choice_noise_amount"], rtol=1e-6)
+            assert saved["outcomes"].flatten().tolist() == answers and saved["designs"].shape == (2, 3)
         assert path.with_name(path.stem + ".png").exists() and path.with_name(path.stem + ".jsonl").exists()
     assert len(list(tmp_path.iterdir())) == 4 * len(names) == len(set(tmp_path.iterdir()))
 
@@ -90,11 +90,32 @@ def test_what_a_resumed_interview_cannot_change_is_said(tmp_path, capsys, monkey
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert main([*options, "--questions", "2", "--seed", "0"]) == 130
     assert "is not used" not in capsys.readouterr().out
-    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\nl\n"))
     assert main([*options, "--questions", "3", "--seed", "1"]) == 0
     text = capsys.readouterr().out
-    assert "--questions 2, which stays: --questions 3 is not used" in text
+    assert "begun with --questions 2; now it has 3" in text and "Going on after 1 of 3" in text
     assert "--seed 0, which stays: --seed 1 is not used" in text
+    assert len(re.findall(r"^\d+ .* days", text, re.MULTILINE)) == 3
+    assert main([*options, "--questions", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "has 3 answers already: --questions 2 is not used" in text and "finished interview" in text
+
+
+def test_the_last_answer_can_be_corrected(tmp_path, capsys, monkeypatch):
+    def answers_to(replies, folder):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{reply}\n" for reply in replies)))
+        options = ["discounting", "--interactive", "--questions", "3", "--output", str(folder)]
+        status = main(options)
+        return status, capsys.readouterr().out
+
+    status, text = answers_to("unnulluu", tmp_path / "a")  # stops after one answer, with two corrected
+    assert status == 130 and "no answer to take back" in text and "type u to take the last answer back" in text
+    assert answers_to(["l", "n", ""], tmp_path / "a")[0] == 0
+    with np.load(tmp_path / "a" / "discounting_interview.npz") as saved:
+        assert saved["outcomes"].flatten().tolist() == [0, 1, 0]
+    assert answers_to("nln", tmp_path / "b")[0] == 0  # without a line for the confirmation
+    tables = [(tmp_path / folder / "discounting_interview.csv").read_text() for folder in "ab"]
+    assert tables[0] == tables[1]  # the same draws from the same answers
 
 
 def test_questions_that_were_asked_twice_count_once(answers, tmp_path, capsys):
