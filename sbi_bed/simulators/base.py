@@ -139,6 +139,17 @@ class DesignSimulator:
                 ".detach(), numpy or rounding in simulate, or leave reparameterized= out."
             )
 
+    def simulate_alike(self, theta: Tensor, designs: Tensor, seed: int) -> Tensor:
+        """Outcomes (..., J, N, O) of theta (..., N, P) at each of designs (..., J, D), all by the same random numbers.
+
+        Differences between designs are then not lost in noise. The caller's generator is reseeded: call it inside `seeded`.
+        """
+        outcomes = []
+        for design in designs.unbind(-2):
+            torch.manual_seed(seed)
+            outcomes.append(self(theta, design.unsqueeze(-2)))
+        return torch.stack(outcomes, -3)
+
     @property
     def surrogate(self) -> DesignSimulator:
         """What policies plan with: itself; the learned likelihood of a simulator that `process_design_simulator` made."""

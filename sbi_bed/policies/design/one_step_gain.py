@@ -162,11 +162,7 @@ def _simulated(
 ) -> tuple[Tensor, Tensor]:
     """Log-likelihoods of simulated outcomes under their own particle, (*batch, J, M), and under all, (*batch, J, M, N)."""
     source = theta[..., :num_outer, :]
-    outcomes = []
-    for design in designs.unbind(-2):
-        torch.manual_seed(seed)
-        outcomes.append(simulator(source, design.unsqueeze(-2)))
-    outcome, design = torch.stack(outcomes, -3), designs.unsqueeze(-2)  # (*batch, J, M, O), (*batch, J, 1, D)
+    outcome, design = simulator.simulate_alike(source, designs, seed), designs.unsqueeze(-2)  # (*batch, J, M, O)
     own = simulator.log_likelihood(source.unsqueeze(-3), design, outcome)
     every = simulator.log_likelihood(theta[..., None, None, :, :], design.unsqueeze(-2), outcome.unsqueeze(-2))
     return own, every

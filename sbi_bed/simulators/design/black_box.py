@@ -376,7 +376,7 @@ class BlackBoxSimulator(DesignSimulator):
     def _new_surrogate(self) -> DesignSimulator:
         density: Any = self._density
         mixed = not (density.is_continuous or density.is_discrete)
-        return DesignSimulator(
+        return _LearnedSimulator(
             self.prior,
             density.sample,
             self.design_space,
@@ -393,3 +393,11 @@ class BlackBoxSimulator(DesignSimulator):
         if values is None or (values[-1] - values[0] + 1) != len(values):
             return constraints.real
         return constraints.integer_interval(int(values[0]), int(values[-1]))
+
+
+class _LearnedSimulator(DesignSimulator):
+    """An experiment whose outcomes are drawn from a learned density."""
+
+    def simulate_alike(self, theta: Tensor, designs: Tensor, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return self.simulate(theta.unsqueeze(-3), designs.unsqueeze(-2), alike=-2)

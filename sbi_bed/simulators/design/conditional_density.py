@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .normal_mixture import mixture_log_interval, mixture_log_prob
+
 __all__ = ["ConditionalDensity", "Scaling"]
 
 _MOST_CATEGORIES = 16  # whole numbers with no more different values are categories
@@ -149,12 +151,21 @@ class ConditionalDensity(nn.Module):
             total = total + factor.log_prob(y, parameters, discrete_only)
         return total.to(theta)
 
-    def sample(self, theta: Tensor, design: Tensor) -> Tensor:
-        """Outcomes (..., O) drawn by torch's global generator, with gradients of continuous parts."""
+    def sample(self, theta: Tensor, design: Tensor, alike: int | None = None) -> Tensor:
+        """Outcomes (..., O) drawn by torch's global generator, with gradients of continuous parts.
+
+        Args:
+            theta: Parameters (..., P).
+            design: Designs (..., D).
+            alike: One of the leading dimensions, counted from the last: all along it are drawn by the same random numbers.
+        """
         lead = torch.broadcast_shapes(theta.shape[:-1], design.shape[:-1])
+        drawn = list(lead)
+        if alike is not None:
+            drawn[alike] = 1
         (read, known), outcome = self._read(theta, design), []
         for factor in self._each():
-            outcome.append(factor.sample(factor.parameters_of(read, known), lead))
+            outcome.append(factor.sample(factor.parameters_of(read, known), lead, drawn))
             known = _join(known, factor.read(outcome[-1]))
         return torch.stack(outcome, -1).to(theta)
 
@@ -245,14 +256,14 @@ class _Factor(nn.Module):
             return torch.where(which < self.num_atoms, chosen, -torch.inf)
         return chosen + torch.where(which < self.num_atoms, 0.0, rest)
 
-    def sample(self, parameters: Tensor, lead: torch.Size) -> Tensor:
-        """y (...), with gradients of what is continuous."""
+    def sample(self, parameters: Tensor, lead: torch.Size, drawn: list[int]) -> Tensor:
+        """y (...) of shape `lead`, with gradients of what is continuous, from random numbers of shape `drawn`."""
         y = torch.zeros(lead, dtype=parameters.dtype, device=parameters.device)
         if self.has_rest:
             log_w, mean, log_sd = self._mixture(parameters)
-            which = _categorical(log_w.detach()).unsqueeze(0)
+            which = _categorical(log_w.detach(), drawn).unsqueeze(0)
             its_mean, its_log_sd = (torch.take_along_dim(x, which, 0)[0] for x in (mean, log_sd))
-            z = its_mean + its_log_sd.exp() * torch.randn_like(y)
+            z = its_mean + its_log_sd.exp() * y.new_empty(drawn).normal_()
             if self.num_components > 1 and z.requires_grad:
                 z = z.detach()
                 distribution, density = self._cdf_and_density(z, log_w, mean, log_sd)
@@ -261,7 +272,7 @@ class _Factor(nn.Module):
             if self.whole:
                 y = y.detach().round().clamp(*self.ends.tolist())
         if self.num_atoms:
-            part = _categorical(parameters[: self.num_atoms + self.has_rest].detach())
+            part = _categorical(parameters[: self.num_atoms + self.has_rest].detach(), drawn)
             atom = self.atoms.to(y)[part.clamp_max(self.num_atoms - 1)]
             y = torch.where(part < self.num_atoms, atom, y)
         return y
@@ -297,14 +308,11 @@ class _Factor(nn.Module):
 
     def _log_rest(self, y: Tensor, parameters: Tensor) -> Tensor:
         log_w, mean, log_sd = self._mixture(parameters)
-        if self.whole:
-            low, high = (self._below(edge, mean, log_sd) for edge in self._edges(y))
-            each = _log_interval(low, high)
-        else:
-            z = self.scaling(y.unsqueeze(-1))[..., 0]
+        if not self.whole:
             slope = self.scaling.log_slope(y.unsqueeze(-1))[..., 0]
-            each = -0.5 * ((z - mean) * (-log_sd).exp()).square() - log_sd + (slope - 0.5 * _LOG_2PI)
-        return each[0] if self.num_components == 1 else (log_w + each).logsumexp(0)
+            return mixture_log_prob(self.scaling(y.unsqueeze(-1))[..., 0], log_w, mean, log_sd) + slope
+        low, high = (self._below(edge, mean, log_sd) for edge in self._edges(y))
+        return mixture_log_interval(low, high, log_w)
 
     def _edges(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Ends of the interval of a whole number, in scaled coordinates."""
@@ -353,17 +361,9 @@ def _pairs(a: Tensor, b: Tensor) -> Tensor:
     return product.reshape(product.shape[0], *lead)
 
 
-def _categorical(logits: Tensor) -> Tensor:
-    """Draws (...) from logits (K, ...)."""
+def _categorical(logits: Tensor, drawn: list[int]) -> Tensor:
+    """Draws (...) from logits (K, ...), by random numbers of shape `drawn`."""
     if len(logits) == 1:
         return torch.zeros(logits.shape[1:], dtype=torch.long, device=logits.device)
-    uniform = torch.rand_like(logits).clamp_min(1e-30)
+    uniform = logits.new_empty(len(logits), *drawn).uniform_().clamp_min(1e-30)
     return (logits - (-uniform.log()).log()).argmax(0)
-
-
-def _log_interval(low: Tensor, high: Tensor) -> Tensor:
-    """log(Φ(high) − Φ(low)), exact in both tails."""
-    flip = low > 0
-    low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
-    above, below = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
-    return above + torch.log1p(-torch.exp((below - above).clamp_max(-1e-6)))

@@ -195,6 +195,27 @@ def test_policies_and_live_experiments_take_it_as_it_is(learned):
     assert PolicySimulator(learned, RandomPolicy(learned), 2)(torch.zeros(4, 2)).shape == (4, 2, 3)
 
 
+@pytest.mark.parametrize("round_to", [0.0, 1.0, 0.5])
+def test_outcomes_at_several_designs_from_the_same_random_numbers(round_to):
+    """Continuous, whole and mixed outcomes: alike where designs are, right where they are not."""
+
+    def simulate(theta, design):
+        first = many_rows(theta, design)
+        rounded = np.where(first > -round_to / 2, first.round(), first) if round_to else first
+        return np.concatenate([rounded, first + np.random.normal(size=first.shape)], 1)
+
+    surrogate = process(simulate, num_simulations=500).surrogate
+    theta, designs = PRIOR.sample((2, 1000)), torch.tensor([[-1.0], [1.0], [1.0]]).expand(2, -1, -1)
+    with seeded(0):
+        outcomes = surrogate.simulate_alike(theta, designs, 0)
+        apart = surrogate(theta.unsqueeze(-3), designs.unsqueeze(-2))
+    assert outcomes.shape == apart.shape == (2, 3, 1000, 2)
+    assert torch.equal(outcomes[:, 1], outcomes[:, 2]) and not torch.equal(apart[:, 1], apart[:, 2])
+    # Two samples of the same distributions: means of 1,000 draws differ by at most about 5 standard errors.
+    errors = (outcomes.mean(-2) - apart.mean(-2)) / (apart.std(-2) * math.sqrt(2 / 1000))
+    assert errors.abs().max() < 5
+
+
 def test_training_learns_by_itself_within_the_time():
     simulator = process(one_row)
     trainer = DAD(simulator, 2, show_progress_bars=False)
