@@ -139,7 +139,7 @@ class DesignSimulator:
                 ".detach(), numpy or rounding in simulate, or leave reparameterized= out."
             )
 
-    def simulate_alike(self, theta: Tensor, designs: Tensor, seed: int) -> Tensor:
+    def simulate_alike(self, theta: Tensor, designs: Tensor, *, seed: int) -> Tensor:
         """Outcomes (..., J, N, O) of theta (..., N, P) at each of designs (..., J, D), all by the same random numbers.
 
         Differences between designs are then not lost in noise. The caller's generator is reseeded: call it inside `seeded`.

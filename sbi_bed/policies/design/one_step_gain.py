@@ -162,7 +162,7 @@ def _simulated(
 ) -> tuple[Tensor, Tensor]:
     """Log-likelihoods of simulated outcomes under their own particle, (*batch, J, M), and under all, (*batch, J, M, N)."""
     source = theta[..., :num_outer, :]
-    outcome, design = simulator.simulate_alike(source, designs, seed), designs.unsqueeze(-2)  # (*batch, J, M, O)
+    outcome, design = simulator.simulate_alike(source, designs, seed=seed), designs.unsqueeze(-2)  # (*batch, J, M, O)
     own = simulator.log_likelihood(source.unsqueeze(-3), design, outcome)
     every = simulator.log_likelihood(theta[..., None, None, :, :], design.unsqueeze(-2), outcome.unsqueeze(-2))
     return own, every

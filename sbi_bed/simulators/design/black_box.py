@@ -398,6 +398,6 @@ class BlackBoxSimulator(DesignSimulator):
 class _LearnedSimulator(DesignSimulator):
     """An experiment whose outcomes are drawn from a learned density."""
 
-    def simulate_alike(self, theta: Tensor, designs: Tensor, seed: int) -> Tensor:
+    def simulate_alike(self, theta: Tensor, designs: Tensor, *, seed: int) -> Tensor:
         torch.manual_seed(seed)
         return self.simulate(theta.unsqueeze(-3), designs.unsqueeze(-2), alike=-2)

@@ -207,7 +207,7 @@ def test_outcomes_at_several_designs_from_the_same_random_numbers(round_to):
     surrogate = process(simulate, num_simulations=500).surrogate
     theta, designs = PRIOR.sample((2, 1000)), torch.tensor([[-1.0], [1.0], [1.0]]).expand(2, -1, -1)
     with seeded(0):
-        outcomes = surrogate.simulate_alike(theta, designs, 0)
+        outcomes = surrogate.simulate_alike(theta, designs, seed=0)
         apart = surrogate(theta.unsqueeze(-3), designs.unsqueeze(-2))
     assert outcomes.shape == apart.shape == (2, 3, 1000, 2)
     assert torch.equal(outcomes[:, 1], outcomes[:, 2]) and not torch.equal(apart[:, 1], apart[:, 2])
