@@ -48,7 +48,7 @@ KINDS = {
     "batch": (AdaptiveExperiment, CONTINUOUS, deep_sets, {"num_experiments": 3}),
     "step-dad": (StepDAD, CONTINUOUS, deep_sets, {"refine_after": (2, 4), "refine_settings": FEW}),
 }
-ACTIONS = ["trial"] * 4 + ["other design", "ask", "answer", "answer", "skip", "skip in flight", "invalid", "undo"]
+ACTIONS = ["trial"] * 4 + ["ask", "answer"] * 3 + ["other design", "skip", "skip in flight", "invalid", "undo"]
 ACTIONS += ["horizon", "policy", "simulator"]
 
 

@@ -6,7 +6,6 @@ very design that would have come next: the file holds the policy, the seed and e
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -312,38 +311,6 @@ class AdaptiveExperiment(RecordedExperiment):
         entry["simulator"] = None if simulator is None else type(simulator).__name__  # pyright: ignore[reportArgumentType]
         self._change(entry, policy, simulator)
 
-    # ---- what is known
-
-    def posterior(
-        self, sample_with: Any = "smc", *, num_trials: int | None = None, experiment: int | None = None, **kwargs: Any
-    ) -> Any:
-        """An ordinary sbi posterior given the trials so far.
-
-        Args:
-            sample_with: "smc", "mcmc" or "importance", see `likelihood_posterior`; or a trained sbi posterior over
-                histories, of which a copy is returned with this history as its default x.
-            num_trials: Look at the first `num_trials` trials only.
-            experiment: Which one, for a batch of experiments.
-            **kwargs: Further arguments of `likelihood_posterior`.
-
-        Raises:
-            ValueError: If the simulator has no likelihood and no trained posterior is given, or the index is missing.
-        """
-        by_name = isinstance(sample_with, str)  # a likelihood has the precision of the prior
-        history = self._state.trials.history(self.simulator.dtype, self.horizon) if by_name else self.history
-        if self._batch_shape:
-            if experiment is None:
-                raise ValueError(f"say which of the {self.num_experiments} experiments: posterior(experiment=0).")
-            history = history[experiment]
-        if num_trials is not None:
-            history = history.clone()
-            history[check_count(num_trials, "num_trials", 0) :] = 0
-        if not by_name:
-            return _given(sample_with, history)
-        from ...posteriors.likelihood_posterior import likelihood_posterior
-
-        return likelihood_posterior(self.simulator, history, sample_with=sample_with, **kwargs)
-
     # ---- inside
 
     def _before_proposal(self) -> None:
@@ -415,15 +382,3 @@ class AdaptiveExperiment(RecordedExperiment):
         number = state.next_handle + len(waiting) - len(state.in_flight)
         with torch.no_grad(), seeded(self.seed_for(f"design {number}"), running.device):
             return limits.choose(running.policy, known, earlier, skipped, history, spent, running.device)
-
-
-def _given(posterior: Any, history: Tensor) -> Any:
-    """A copy of a trained sbi posterior with `history` (horizon, D + O + 1) as its default x."""
-    if not hasattr(posterior, "set_default_x"):
-        raise TypeError(f"sample_with must be a name or a trained sbi posterior, got {posterior!r}.")
-    from ...._compat import forget_leakage  # a live run that never asks needs no sbi
-
-    posterior = copy.deepcopy(posterior)
-    posterior.set_default_x(history.unsqueeze(0))
-    forget_leakage(posterior)
-    return posterior

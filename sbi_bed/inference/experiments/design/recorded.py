@@ -11,12 +11,14 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ....simulators.base import DesignSimulator
-from ....utils.checks import as_finite_tensor
+from ....utils.checks import as_finite_tensor, check_count
 from ....utils.renamed import current_arguments
 from ....utils.seeding import seed_for
+from ...posteriors.trained_posterior import posterior_given
 from ..journal import plain_to_tensor
 from ..saved import SavedExperiment, plain_to_policy, policy_to_plain
 from .events import ExperimentState, SetAside, standing
@@ -108,6 +110,36 @@ class RecordedExperiment(SavedExperiment):
     def changes(self) -> list[dict[str, Any]]:
         """What was changed and after how many trials: policy, simulator, horizon, with the reason or other details."""
         return [dict(change) for change in self._state.changes]
+
+    def posterior(
+        self, sample_with: Any = "smc", *, num_trials: int | None = None, experiment: int | None = None, **kwargs: Any
+    ) -> Any:
+        """An ordinary sbi posterior given the trials so far.
+
+        Args:
+            sample_with: "smc", "mcmc" or "importance", see `likelihood_posterior`; or a trained sbi posterior over
+                histories, of which a copy is returned with this history as its default x.
+            num_trials: Look at the first `num_trials` trials only.
+            experiment: Which one, for a batch of experiments.
+            **kwargs: Further arguments of `likelihood_posterior`.
+
+        Raises:
+            ValueError: If the simulator has no likelihood and no trained posterior is given, or the index is missing.
+        """
+        by_name = isinstance(sample_with, str)  # a likelihood has the precision of the prior
+        history = self._state.trials.history(self.simulator.dtype if by_name else self._running.dtype)
+        if self._batch_shape:
+            if experiment is None:
+                raise ValueError(f"say which of the {self.num_experiments} experiments: posterior(experiment=0).")
+            history = history[experiment]
+        if num_trials is not None:
+            history = history[: check_count(num_trials, "num_trials", 0)]
+        if not by_name:
+            return posterior_given(sample_with, history, self.horizon)
+        from ...posteriors.likelihood_posterior import likelihood_posterior
+
+        history = torch.nn.functional.pad(history, (0, 0, 0, self.horizon - len(history)))
+        return likelihood_posterior(self.simulator, history, sample_with=sample_with, **kwargs)
 
     def seed_for(self, purpose: str) -> int:
         """A seed that depends on the experiment's seed and a purpose, and on nothing else."""

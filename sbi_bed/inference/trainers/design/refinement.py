@@ -33,6 +33,7 @@ from ....utils.checks import check_count
 from ....utils.history import check_history
 from ....utils.seeding import seeded
 from ...posteriors.likelihood_posterior import likelihood_posterior
+from ...posteriors.trained_posterior import padded_for
 from .dad import DAD
 from .hidden_state import replay_state
 
@@ -210,7 +211,7 @@ def posterior_draws(
         posterior = likelihood_posterior(simulator, history, sample_with=sample_with, num_particles=num)
         return posterior.sample((num,), show_progress_bars=False), posterior.effective_sample_size
     history = check_history(history, simulator.design_dim, simulator.outcome_dim)
-    x = torch.nn.functional.pad(history, (0, 0, 0, horizon - history.shape[-2]))
+    x = padded_for(sample_with, history, horizon)
     return sample_with.sample((num,), x=x.unsqueeze(0), show_progress_bars=False), float(num)
 
 

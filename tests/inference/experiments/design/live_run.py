@@ -7,6 +7,7 @@ returned; at a random moment it is killed with SIGKILL. Then every reported tria
 next design must be that of a run that was never interrupted.
 """
 
+import functools
 import os
 import random
 import signal
@@ -43,7 +44,7 @@ class Trickle:
         return getattr(self.file, name)
 
 
-def child(path: Path, simulator, policy, pipe: int, slow: bool) -> None:
+def child(path: Path, simulator, policy, slow: bool, pipe: int) -> None:
     """Run the experiment from where it is, reporting each acknowledged trial."""
     if path.exists():
         experiment = AdaptiveExperiment.load(path, simulator)
@@ -60,14 +61,14 @@ def child(path: Path, simulator, policy, pipe: int, slow: bool) -> None:
     time.sleep(60)
 
 
-def kill_one(path: Path, simulator, policy, delay: float, wait: bool, slow: bool) -> list[tuple]:
-    """Fork, wait (for the first proposal, if asked), kill; returns the trials that were acknowledged."""
+def kill_one(run, delay: float, wait: bool) -> bytes:
+    """Fork, `run(pipe)`, wait (for its "go", if asked), kill; returns what it wrote to the pipe behind that."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             os.close(read_end)
-            child(path, simulator, policy, write_end, slow)
+            run(write_end)
         except BaseException as err:
             print(f"child failed: {err!r}", file=sys.stderr, flush=True)
         finally:
@@ -80,7 +81,11 @@ def kill_one(path: Path, simulator, policy, delay: float, wait: bool, slow: bool
         _, status = os.waitpid(pid, 0)
         reports = pipe.read()
     assert os.WIFSIGNALED(status) and started == (b"go" if wait else b""), (started, status)
-    reports = reports if wait else reports[2:]
+    return reports if wait else reports[2:]
+
+
+def trials_in(reports: bytes) -> list[tuple]:
+    """The trials that were acknowledged."""
     size = struct.calcsize("i3f")
     return [struct.unpack_from("i3f", reports, i) for i in range(0, len(reports) - size + 1, size)]
 
@@ -97,9 +102,9 @@ def main(directory: Path, num_kills: int, seed: int) -> None:
     run, known, acknowledged, torn = 0, 0, 0, 0
     for _ in range(num_kills):
         path = directory / f"run{run}.journal"
-        reports = kill_one(
-            path, simulator, policy, chance.uniform(0, 0.1), chance.random() < 0.8, chance.random() < 0.5
-        )
+        delay, wait, slow = chance.uniform(0, 0.1), chance.random() < 0.8, chance.random() < 0.5
+        run_child = functools.partial(child, path, simulator, policy, slow)
+        reports = trials_in(kill_one(run_child, delay, wait))
         if not path.exists():  # killed before it began
             assert not reports
             continue

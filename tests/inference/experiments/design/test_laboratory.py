@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,6 +92,27 @@ def test_a_journal_cut_anywhere_is_an_earlier_experiment(name, tmp_path):
                 assert look_of(loaded) == looks[num - 1]
                 looked_at += 1
     assert looked_at > 15
+
+
+def killed(folder, num_kills, seed, *names):
+    script = Path(__file__).with_name("laboratory_kills.py")
+    tests = str(Path(__file__).parents[3])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}
+    arguments = [sys.executable, script, folder, str(num_kills), str(seed), *names]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=280, env=environment)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return done.stdout
+
+
+def test_events_killed_at_a_few_moments(tmp_path):
+    assert "killed 6 times" in killed(tmp_path, 6, 0, "random", "budget")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_events_killed_at_fifty_moments(seed, tmp_path):
+    report = killed(tmp_path, 50, seed, *KINDS)
+    assert "killed 50 times" in report and " 0 half lines" not in report and " 0 in the middle" not in report
 
 
 def test_a_journal_of_an_earlier_version_goes_on(tmp_path):
@@ -455,6 +480,25 @@ def test_the_horizon_can_be_changed(tmp_path):
     for wrong, error in ((2, ValueError), (0, ValueError), (1.5, TypeError)):
         with pytest.raises(error):
             loaded.change_horizon(wrong)
+
+
+def test_a_trained_posterior_reads_histories_of_its_own_length():
+    class Trained:
+        posterior_estimator = SimpleNamespace(condition_shape=(5, 4))
+
+        def set_default_x(self, x):
+            self.default_x = x
+
+    experiment = run(begin(), 1.0, 2.0)
+    x = experiment.posterior(Trained()).default_x
+    assert x.shape == (1, 5, 4) and torch.equal(x[0], experiment.history)
+    for horizon in (3, 7):
+        experiment.change_horizon(horizon)
+        assert torch.equal(experiment.posterior(Trained()).default_x, x)
+    run(experiment, 1.0, 2.0, 3.0, 4.0)
+    with pytest.raises(ValueError, match="reads 5 trials, there are 6"):
+        experiment.posterior(Trained())
+    assert experiment.posterior(Trained(), num_trials=5).default_x[0, :, -1].all()
 
 
 def test_a_policy_limits_how_far_the_horizon_goes():
