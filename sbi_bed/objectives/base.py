@@ -32,6 +32,8 @@ class Bound(nn.Module):
         num_contrastive: Contrastive samples of each history; None for bounds that have no such number.
         detach_outcomes: Whether simulated outcomes pass on no gradient; None for those that are not reparameterised.
         fitting_steps: Steps that a net inside the bound takes alone before each step of the policy.
+        scores_choices: Whether `training_loss` takes in the gradient through `batch.log_choices`; where it does not, `DAD`
+            adds it, with the batch's mean as control variate.
 
     Example:
         >>> import torch
@@ -49,6 +51,7 @@ class Bound(nn.Module):
     num_contrastive: Any = None
     detach_outcomes: bool | None = None
     fitting_steps: int = 0
+    scores_choices: bool = False
 
     def __init__(self, max_design_gradient: float | None = None, **config: Any):
         super().__init__()

@@ -13,6 +13,9 @@ and together they remove most of the variance. `baseline="none"` is the plain fo
 Where outcomes are discrete in part (`DesignSimulator.log_discrete`), only that part is scored and the rest is
 differentiated: the same formula, with y attached.
 
+Designs may be drawn in part, too: a policy in training draws categories, whole numbers and candidates. What it draws in
+ξ_t is scored beside y_t, by log π(ξ_t | h_{t−1}); c_t does not depend on it either.
+
 The bound is sPCE; with weighted contrastive samples (`LocalProposal`) it is the nested Monte Carlo bound without θ_0.
 """
 
@@ -80,12 +83,14 @@ def score_function_loss(
     baseline: Baseline = "prefix",
     *,
     log_weights: Tensor | None = None,
+    log_choices: Tensor | None = None,
     compile: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Surrogate whose gradient is the score-function gradient of −bound; arguments and returns as for `pathwise_loss`.
 
     Args:
         baseline: Control variate: "prefix" as above; "mean", the others' mean of g_T alone; "none".
+        log_choices: Log-probabilities (B, T) of what was drawn in the designs, attached to the policy; None for nothing.
 
     Example:
         >>> from sbi_bed.policies import DeepSetsPolicy
@@ -99,6 +104,7 @@ def score_function_loss(
     """
     by_trial = log_likelihood_of_history(simulator, theta, *trials)
     scored = log_prob_of_drawn(simulator, theta, trials, by_trial)
+    scored = scored if log_choices is None else scored + log_choices
     log_sums = log_sum_likelihood(simulator, contrastive, *trials, log_weights, every_trial=True, compile=compile)
     nested = spce if log_weights is None else snmc
     bounds = nested(by_trial.cumsum(-1), log_sums.transpose(0, 1), len(contrastive))
@@ -119,6 +125,8 @@ def log_prob_of_drawn(
         log_likelihood: log p(y_t | θ_0, ξ_t), (B, T), where it is at hand.
     """
     if trials.outcomes.requires_grad:
+        if simulator.pathwise:
+            return torch.zeros_like(trials.outcomes[..., 0], requires_grad=False)
         return simulator.log_discrete(theta.unsqueeze(-2), trials.designs, trials.outcomes.detach())
     return log_likelihood_of_history(simulator, theta, *trials) if log_likelihood is None else log_likelihood
 

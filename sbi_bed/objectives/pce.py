@@ -46,6 +46,8 @@ class PCE(Bound):
         >>> policy = trainer.train(num_steps=2, batch_size=8, seed=0)
     """
 
+    scores_choices = True
+
     def __init__(
         self,
         num_contrastive: int = 1023,
@@ -93,6 +95,8 @@ class PCE(Bound):
         else:
             contrastive, log_weights = self._local.sample(batch.theta, self.num_contrastive)
         options: dict[str, Any] = {"log_weights": log_weights, "compile": self._compile}
-        if self._gradient == "pathwise" or (self._gradient == "auto" and simulator.pathwise):
+        is_pathwise = self._gradient == "pathwise" or (self._gradient == "auto" and simulator.pathwise)
+        if is_pathwise and batch.log_choices is None:
             return pathwise_loss(simulator, batch.theta, batch.trials, contrastive, **options)
+        options["log_choices"] = batch.log_choices
         return score_function_loss(simulator, batch.theta, batch.trials, contrastive, self._baseline, **options)

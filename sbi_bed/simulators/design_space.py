@@ -1,9 +1,7 @@
-r"""Where designs live: a torch constraint, or a finite set of candidates.
+r"""Where designs live: under a torch constraint, in a finite set of candidates, or in parts of several such kinds.
 
-A policy net speaks in free coordinates u ∈ ℝ^F, roughly standard normal. A constrained space maps them by
-ξ = b(loc + scale · u), b = `biject_to(constraint)`; where b bends, u first saturates softly at ±6, so that no net can
-drive a design to its bound or to infinity, where gradients die. A finite space reads u as scores of its candidates and
-takes the best one; in the backward pass the choice is a softmax (a straight-through gradient).
+A policy net speaks in free coordinates u ∈ ℝ^F, roughly standard normal; `space_parts` says how each part reads them.
+Linear constraints between coordinates make a polytope of bounds (`polytope`).
 
 A space may depend on the history: measurement times increase, a dose rises by steps. It is then a space of all designs,
 which nets standardise with, and for each history h_t the part of it where ξ_{t+1} lies, which maps u into the present
@@ -18,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
-from ..utils.checks import as_finite_tensor
+from ..utils.checks import as_finite_tensor, check_count
+from .polytope import Polytope
+from .space_parts import Choices, base_of, constraint_dim, parts_of
 
 __all__ = ["DesignSpace", "as_design_space"]
 
@@ -29,7 +29,8 @@ class DesignSpace:
     """The designs that an experiment allows.
 
     Args:
-        constraint: A torch constraint, e.g. `constraints.interval(low, high)` with bounds of shape (D,).
+        constraint: A torch constraint, e.g. `constraints.interval(low, high)` with bounds of shape (D,). Whole numbers
+            (`constraints.integer_interval`) may be among its values, by `constraints.cat` beside continuous ones.
         candidates: Instead of a constraint, the allowed designs, shape (N, D).
         dim: Number D of design values; read from candidates or bounds where None, else 1.
         loc: Centre of the space in free coordinates, before the bijection; scalar or (D,).
@@ -37,15 +38,18 @@ class DesignSpace:
         names: Names of the D design values, for tables and pictures.
         given: Where the next design is limited further by the trials so far, the callable history (*batch, n, D + O + 1)
             -> torch constraint with bounds of shape (*batch, D), inside `constraint`. It is asked before every trial.
+        linear: Linear constraints A ξ ≤ b inside an interval, the pair (A, b) of shapes (R, D) and (R,).
 
     Attributes:
-        num_features: Values of a standardised design: D, on a simplex D − 1.
-        free_dim: Free coordinates F that `from_free` reads: as many, or one score for each candidate.
+        parts: The parts of a design, one after the other.
+        num_features: Values of a standardised design: D, on a simplex D − 1, for a category as many as there are.
+        free_dim: Free coordinates F that `from_free` reads.
+        labels: Names of the categories, for design values that are such.
 
     Raises:
         TypeError: If the constraint is not a torch constraint, or `given` cannot be called.
         ValueError: If both or neither of constraint and candidates are given, candidates are empty or not finite, or
-            dim, bounds, loc and scale do not fit together, or `given` comes with candidates.
+            dim, bounds, loc and scale do not fit together, `given` comes with choices, or `linear` leaves no design.
 
     Example:
         >>> space = DesignSpace(constraints.interval(torch.zeros(2), torch.tensor([1.0, 100.0])))
@@ -63,45 +67,93 @@ class DesignSpace:
         scale: float | Tensor = 1.0,
         names: tuple[str, ...] | None = None,
         given: Callable[[Tensor], constraints.Constraint] | None = None,
+        linear: tuple[Any, Any] | None = None,
     ):
         if (constraint is None) == (candidates is None):
             raise ValueError("give a design space either a constraint or candidates.")
         if given is not None and not callable(given):
             raise TypeError(f"given must be a callable history -> constraint, or None, got {given!r}.")
-        if given is not None and candidates is not None:
-            raise ValueError("given= limits a constraint; a finite set of candidates cannot depend on the history.")
-        self.constraint = constraint
-        self._given = given
-        self._copies: dict[tuple[torch.device, torch.dtype], Any] = {}
-        self.candidates: Tensor | None = None
         if candidates is not None:
-            self.candidates = as_finite_tensor(candidates, "candidates")
-            if self.candidates.ndim != 2 or len(self.candidates) == 0:
-                raise ValueError(f"candidates must have shape (N, D) with N > 0, got {tuple(self.candidates.shape)}.")
-            self.dim = self.candidates.shape[-1]
-            self._loc, self._scale = self.candidates.mean(0), self.candidates.std(0, correction=0)
-            self._scale = torch.where(
-                self._scale > 1e-6 * (1 + self._loc.abs()), self._scale, 1.0
-            )  # else one value only
+            if given is not None:
+                raise ValueError("given= limits a constraint; a finite set of candidates cannot depend on the history.")
+            if linear is not None:
+                raise ValueError("linear= limits an interval; leave out the candidates that break it instead.")
+            candidates = as_finite_tensor(candidates, "candidates")
+            if candidates.ndim != 2 or len(candidates) == 0:
+                raise ValueError(f"candidates must have shape (N, D) with N > 0, got {tuple(candidates.shape)}.")
+            parts: list[Any] = [Choices(candidates)]
         else:
-            self.dim = _constraint_dim(constraint) if dim is None else dim
-            self._loc, self._scale = torch.as_tensor(loc).float(), torch.as_tensor(scale).float()
-            self._bijection = _bijection_onto(constraint)
-            self._saturates = _saturates(constraint)
-        # Sizes that `standardize` returns and `from_free` reads: D values, on a simplex one fewer, or scores of candidates.
-        self.num_features = self.dim if candidates is not None else self._num_free()
-        self.free_dim = self.num_features if self.candidates is None else len(self.candidates)
-        if candidates is None:
+            parts = parts_of(constraint if linear is None else _cut(constraint, linear), dim, loc, scale)
+            if given is not None and any(part.is_choice for part in parts):
+                raise ValueError("given= limits continuous designs; whole numbers cannot depend on the history.")
+        self._set(parts, names, given)
+        if len(parts) == 1 and not parts[0].is_choice:
             self._check_centre()
+
+    @classmethod
+    def of_parts(cls, **parts: Any) -> DesignSpace:
+        """A space of named parts of any kind, one after the other in the design.
+
+        Args:
+            **parts: Under its name each part: a torch constraint (`constraints.interval(0.0, 10.0)`, or
+                `constraints.integer_interval(1, 24)` for whole numbers), a `DesignSpace`, a list of numbers that are
+                allowed, or a list of words, which are categories without an order. A category is one design value, its
+                index; nets read it one-hot.
+
+        Raises:
+            ValueError: If there is no part, or one that depends on the history.
+
+        Example:
+            >>> space = DesignSpace.of_parts(
+            ...     dose=constraints.interval(0.0, 10.0),
+            ...     drug=["placebo", "A", "B"],
+            ...     time=constraints.integer_interval(1, 24),
+            ... )
+            >>> space.dim, space.num_features
+            (3, 5)
+            >>> space.describe([2.5, 1.0, 12.0])
+            {'dose': 2.5, 'drug': 'A', 'time': 12}
+        """
+        if not parts:
+            raise ValueError("of_parts needs parts, such as dose=constraints.interval(0.0, 10.0).")
+        spaces = {name: _part_space(name, value) for name, value in parts.items()}
+        names = []
+        for name, space in spaces.items():
+            names += [name] if space.dim == 1 else [f"{name}_{i + 1}" for i in range(space.dim)]
+        return cls._joined(list(spaces.values()), tuple(names))
+
+    def repeated(self, times: int) -> DesignSpace:
+        """The space of several designs chosen together, one after the other, (times · D).
+
+        Raises:
+            ValueError: If the space depends on the history.
+
+        Example:
+            >>> DesignSpace(constraints.interval(0.0, 24.0), names=("time",)).repeated(3).names
+            ('time_1', 'time_2', 'time_3')
+        """
+        times = check_count(times, "times")
+        names = tuple(f"{name}_{i + 1}" for i in range(times) for name in self.names)
+        return self._joined([self] * times, names)
+
+    @classmethod
+    def _joined(cls, spaces: list[DesignSpace], names: tuple[str, ...]) -> DesignSpace:
+        if any(space.depends_on_history for space in spaces):
+            raise ValueError("a space that depends on the history cannot be a part of another one.")
+        joined = cls.__new__(cls)
+        joined._set([part for space in spaces for part in space.parts], names, None)
+        return joined
+
+    def _set(self, parts: list[Any], names: tuple[str, ...] | None, given: Any) -> None:
+        self.parts: list[Any] = parts
+        self._given, self._record = given, None
+        self.dim = sum(part.dim for part in parts)
+        self.num_features = sum(part.num_features for part in parts)
+        self.free_dim = sum(part.free_dim for part in parts)
         self.names = names or tuple(f"design_{i + 1}" for i in range(self.dim))
         if len(self.names) != self.dim:
             raise ValueError(f"{self.dim} design values need as many names, got {self.names}.")
-
-    def _num_free(self) -> int:
-        try:
-            return self._bijection.inverse_shape(torch.Size([self.dim]))[-1]
-        except RuntimeError:  # bounds of another size: `_check_centre` says so
-            return self.dim
+        self.labels = {name: part.labels for name, part in self._named_parts() if getattr(part, "labels", None)}
 
     def _check_centre(self) -> None:
         try:
@@ -114,6 +166,21 @@ class DesignSpace:
                 f"{self} does not describe {self.dim} design values: dim, bounds, loc and scale must agree, and "
                 "lower bounds lie below upper ones."
             )
+
+    @property
+    def constraint(self) -> Any:
+        """The torch constraint where there is one part, and it is continuous; else None."""
+        return None if len(self.parts) > 1 or self.has_choices else self.parts[0].constraint
+
+    @property
+    def candidates(self) -> Tensor | None:
+        """All designs (N, D) where there is one part, and it is finite; else None."""
+        return self.parts[0].values if len(self.parts) == 1 and self.has_choices else None
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether some design values come from a finite set."""
+        return any(part.is_choice for part in self.parts)
 
     @property
     def depends_on_history(self) -> bool:
@@ -129,81 +196,59 @@ class DesignSpace:
         """
         if self._given is None:
             return self
-        constraint = self._given(history)
-        space = copy.copy(self)
-        space.constraint, space._given = constraint, None
-        space._bijection, space._saturates = _bijection_onto(constraint), _saturates(constraint)
-        shape = (*history.shape[:-2], self.dim)
-        for bound in _bound_tensors(constraint):
-            try:
-                bound.expand(shape)
-            except RuntimeError as err:
-                raise ValueError(
-                    f"given= returned bounds of shape {tuple(bound.shape)} for a history {tuple(history.shape)}; expected "
-                    f"{shape}."
-                ) from err
+        space, shape = copy.copy(self), tuple(history.shape)
+        space._given = None
+        space.parts = [self.parts[0].under(self._given(history), (*shape[:-2], self.dim), shape)]
         return space
 
-    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """`loc`, `scale` and candidates on the device and of the dtype of `like`, copied once: a copy makes a GPU wait."""
-        kind = like.device, like.dtype
-        if kind not in self._copies:
-            self._copies[kind] = tuple(
-                None if c is None else c.to(like) for c in (self._loc, self._scale, self.candidates)
-            )
-        return self._copies[kind]
+    def recording(self, record: list[Tensor]) -> DesignSpace:
+        """The same space for training: `from_free` draws what is to be chosen, and appends its log-probability (...)."""
+        space = copy.copy(self)
+        space._record = record
+        return space
 
     def from_free(self, free: Tensor) -> Tensor:
-        """Map free coordinates (..., F) to designs (..., D), differentiably."""
-        if self.candidates is None:
-            if self._saturates:
-                free = 6.0 * torch.tanh(free / 6.0)
-            loc, scale, _ = self._constants(free)
-            return self._bijection(loc + scale * free)
-        candidates = self._constants(free)[2]
-        chosen = candidates[free.argmax(-1)]
-        if not free.requires_grad:
-            return chosen
-        soft = free.softmax(-1) @ candidates
-        return chosen + (soft - soft.detach())
+        """Map free coordinates (..., F) to designs (..., D), differentiably; of what is chosen, the best."""
+        if self._record is None:
+            return self._by_part("from_free", (free, [part.free_dim for part in self.parts]))
+        pieces, log_prob = [], free.new_zeros(free.shape[:-1])
+        for part, own in zip(self.parts, self._split(free, [part.free_dim for part in self.parts]), strict=True):
+            if part.is_choice:
+                piece, more = part.draw(own)
+                log_prob = log_prob + more
+            else:
+                piece = part.from_free(own)
+            pieces.append(piece)
+        self._record.append(log_prob)
+        return torch.cat(pieces, -1)
 
     def standardize(self, design: Tensor) -> Tensor:
         """Describe designs (..., D) to a net: unconstrained, centred, of order one, shape (..., num_features)."""
-        loc, scale, _ = self._constants(design)
-        if self.candidates is not None:
-            return (design - loc) / scale
-        return ((self._bijection.inv(design) - loc) / scale).clamp(-12.0, 12.0)
+        return self._by_part("standardize", (design, self._dims))
+
+    def from_features(self, features: Tensor) -> Tensor:
+        """The design (..., D) at standardised values (..., num_features), or the nearest one."""
+        return self._by_part("from_features", (features, [part.num_features for part in self.parts]))
 
     def free_gradient(self, design: Tensor, gradient: Tensor) -> Tensor:
-        """A gradient in designs (..., D) taken to free coordinates, (..., F); in candidates, to their standardised values.
+        """A gradient in designs (..., D) taken to free coordinates; for choices, to their standardised values.
 
         Args:
             design: Where it was taken, (..., D).
             gradient: Derivatives in the design, (..., D).
         """
-        if self.candidates is not None:
-            return gradient * self._constants(gradient)[1]
-        loc, scale, _ = self._constants(gradient)
-        with torch.enable_grad():
-            free = ((self._bijection.inv(design.detach()) - loc) / scale).detach().requires_grad_()
-            return torch.autograd.grad(self._bijection(loc + scale * free), free, gradient)[0]
+        return self._by_part("free_gradient", (design, self._dims), (gradient, self._dims))
 
     def contains(self, design: Tensor, tolerance: float = 1e-5) -> Tensor:
-        """Whether each design (..., D) is allowed, as a boolean (...); candidates match within `tolerance`, relative."""
-        if self.candidates is not None:
-            design = design.to(self.candidates)
-            gap = ((design.unsqueeze(-2) - self.candidates) / self._scale).abs().amax(-1)
-            return gap.amin(-1) <= tolerance
-        inside = self.constraint.check(design)  # pyright: ignore[reportOptionalMemberAccess]
-        return inside if inside.ndim < design.ndim else inside.all(-1)
+        """Whether each design (..., D) is allowed, as a boolean (...); choices match within `tolerance`, relative."""
+        pieces = self._split(design, self._dims)
+        inside = [part.contains(piece, tolerance) for part, piece in zip(self.parts, pieces, strict=True)]
+        return inside[0] if len(inside) == 1 else torch.stack(inside).all(0)
 
     def on_border(self, design: Tensor, share: float = 0.01) -> Tensor:
         """Whether design values (..., D) lie within this share of their interval from one of its ends; never elsewhere."""
-        bounds = _bounds(self.constraint)
-        if self.candidates is not None or bounds is None:
-            return torch.zeros_like(design, dtype=torch.bool)
-        low, high = (torch.as_tensor(b).to(design) for b in bounds)
-        return torch.minimum(design - low, high - design) < share * (high - low)
+        pieces = zip(self.parts, self._split(design, self._dims), strict=True)
+        return torch.cat([part.on_border(piece, share) for part, piece in pieces], -1)
 
     def check(self, design: Any) -> Tensor:
         """Return `design` as a tensor (..., D) that lies in the space; a `ValueError` otherwise."""
@@ -211,24 +256,92 @@ class DesignSpace:
         inside = self.contains(design)
         if not inside.all():
             bad = design[inside.logical_not()][0] if design.ndim > 1 else design
-            raise ValueError(f"design {bad.tolist()} lies outside the design space ({self}).")
+            reasons = "; ".join(self._reasons(bad))
+            raise ValueError(f"design {bad.tolist()} lies outside the design space ({reasons or self}).")
         return design
 
     def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
-        """Random designs (*sample_shape, D): any candidate, uniform between bounds, else a standard normal u mapped in.
+        """Random designs (*sample_shape, D): any choice, uniform between bounds, else a standard normal u mapped in.
 
         In the space given a batch of histories, `sample_shape` ends in the shape of the batch.
         """
-        if self.candidates is not None:
-            return self.candidates[torch.randint(len(self.candidates), sample_shape)]
-        bounds = _bounds(self.constraint)
-        if bounds is not None:
-            low, high = (torch.as_tensor(b, dtype=torch.get_default_dtype()) for b in bounds)
-            return low + (high - low) * torch.rand(*sample_shape, self.dim)
-        return self.from_free(torch.randn(*sample_shape, self.free_dim))
+        if len(self.parts) == 1:
+            return self.parts[0].sample(sample_shape)
+        return torch.cat([part.sample(sample_shape) for part in self.parts], -1)
+
+    def neighbours(self, design: Tensor) -> Tensor:
+        """Designs (..., M, D) that differ from each of (..., D) in one choice."""
+        pieces, found = self._split(design, self._dims), []
+        for index, part in enumerate(self.parts):
+            if part.is_choice:
+                others = part.neighbours(pieces[index])
+                shape = (*others.shape[:-1], -1)
+                kept = [others if i == index else p.unsqueeze(-2).expand(shape) for i, p in enumerate(pieces)]
+                found.append(torch.cat(kept, -1))
+        return torch.cat(found, -2)
+
+    def continuous_free(self, design: Tensor) -> Tensor:
+        """Free coordinates (..., F') of the continuous values of designs (..., D)."""
+        pieces = zip(self.parts, self._split(design, self._dims), strict=True)
+        return torch.cat([design[..., :0], *(part.to_free(p) for part, p in pieces if not part.is_choice)], -1)
+
+    def with_continuous(self, design: Tensor, free: Tensor) -> Tensor:
+        """Designs (..., D) with other continuous values, from their free coordinates (..., F'), differentiably."""
+        sizes = [part.free_dim for part in self.parts if not part.is_choice]
+        own = iter(free.split(sizes, -1))
+        pieces = zip(self.parts, self._split(design, self._dims), strict=True)
+        return torch.cat([p if part.is_choice else part.from_free(next(own)).to(p) for part, p in pieces], -1)
+
+    def describe(self, design: Any) -> dict[str, Any]:
+        """A design (D,) in words: each value under its name, a category by its label, a whole number as such."""
+        design = self.check(design)
+        found: dict[str, Any] = {}
+        for name, value in zip(self.names, design.tolist(), strict=True):
+            found[name] = self.labels[name][round(value)] if name in self.labels else value
+        for name, part in self._named_parts():
+            if part.is_choice and part.whole:
+                found[name] = round(found[name])
+        return found
+
+    @property
+    def _dims(self) -> list[int]:
+        return [part.dim for part in self.parts]
+
+    def _named_parts(self) -> list[tuple[str, Any]]:
+        """The parts of one value, with its name."""
+        named, start = [], 0
+        for part in self.parts:
+            if part.dim == 1:
+                named.append((self.names[start], part))
+            start += part.dim
+        return named
+
+    def _split(self, tensor: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+        return (tensor,) if len(sizes) == 1 else tensor.split(sizes, -1)
+
+    def _by_part(self, method: str, *arguments: tuple[Tensor, list[int]]) -> Tensor:
+        """What each part makes of its own share of the arguments, joined."""
+        shares = [self._split(tensor, sizes) for tensor, sizes in arguments]
+        pieces = [getattr(part, method)(*own) for part, *own in zip(self.parts, *shares, strict=True)]
+        return pieces[0] if len(pieces) == 1 else torch.cat([piece.to(pieces[0]) for piece in pieces], -1)
+
+    def _reasons(self, design: Tensor) -> list[str]:
+        """Why a design (D,) is not allowed, in words."""
+        reasons, start = [], 0
+        for part in self.parts:
+            own, names = design[start : start + part.dim], self.names[start : start + part.dim]
+            start += part.dim
+            constraint = None if part.is_choice else base_of(part.constraint)
+            broken = constraint.broken(own) if isinstance(constraint, Polytope) else ""
+            if broken:
+                reasons.append(broken)
+            elif (len(self.parts) > 1 or (part.is_choice and part.whole)) and not part.contains(own, 1e-5):
+                got = own.item() if part.dim == 1 else own.tolist()
+                reasons.append(f"{', '.join(names)} must be {part.expects()}, got {got}")
+        return reasons
 
     def __repr__(self) -> str:
-        inside = f"{self.free_dim} candidates" if self.candidates is not None else f"{self.constraint}"
+        inside = ", ".join(part.expects() for part in self.parts)
         return f"DesignSpace({inside}, dim={self.dim})"
 
 
@@ -243,42 +356,32 @@ def as_design_space(space: Any) -> DesignSpace:
     return DesignSpace(candidates=space)
 
 
-def _bijection_onto(constraint: Any) -> Any:
-    if not isinstance(constraint, constraints.Constraint):
-        raise TypeError(f"constraint must be one of torch.distributions.constraints, got {constraint!r}.")
-    try:
-        return biject_to(constraint)
-    except NotImplementedError as err:
-        raise ValueError(f"torch has no bijection onto {constraint}; give the allowed designs as candidates.") from err
+def _part_space(name: str, value: Any) -> DesignSpace:
+    """A part of `DesignSpace.of_parts` as a space."""
+    if not isinstance(value, (list, tuple, range)):
+        return as_design_space(value)
+    if len(value) and all(isinstance(one, str) for one in value):
+        if len(set(value)) < len(value):
+            raise ValueError(f"the categories of {name} must differ, got {list(value)}.")
+        space = DesignSpace(candidates=torch.arange(float(len(value))).unsqueeze(-1))
+        space._set([Choices(space.parts[0].values, tuple(str(one) for one in value))], (name,), None)
+        return space
+    numbers = as_finite_tensor(list(value), name)
+    return DesignSpace(candidates=numbers.unsqueeze(-1) if numbers.ndim == 1 else numbers)
 
 
-def _base(constraint: Any) -> Any:
-    """The constraint on single values inside `independent` ones."""
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    return constraint
-
-
-def _bounds(constraint: Any) -> tuple[Any, Any] | None:
-    constraint = _base(constraint)
-    low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
-    return None if low is None or high is None else (low, high)
-
-
-def _saturates(constraint: Any) -> bool:
-    """Whether its bijection bends."""
-    return not isinstance(_base(constraint), type(constraints.real))
-
-
-def _bound_tensors(constraint: Any) -> list[Tensor]:
-    constraint = _base(constraint)
-    bounds = [getattr(constraint, name, None) for name in ("lower_bound", "upper_bound")]
-    return [bound for bound in bounds if isinstance(bound, Tensor)]
-
-
-def _constraint_dim(constraint: Any) -> int:
-    """Number of design values a constraint speaks of: the size of its bounds, the sum of its parts, else 1."""
-    constraint = _base(constraint)
-    if hasattr(constraint, "lengths"):
-        return int(sum(constraint.lengths))
-    return max([bound.numel() for bound in _bound_tensors(constraint)] + [1])
+def _cut(constraint: Any, linear: tuple[Any, Any]) -> Polytope:
+    """A constraint with linear ones inside it."""
+    base = base_of(constraint)
+    low, high = getattr(base, "lower_bound", None), getattr(base, "upper_bound", None)
+    if low is None or high is None or base.is_discrete:
+        raise ValueError(f"linear= limits an interval, constraints.interval(low, high), got {constraint!r}.")
+    if not isinstance(linear, (tuple, list)) or len(linear) != 2:
+        raise ValueError("linear= must be the pair (A, b).")
+    dim = constraint_dim(constraint)
+    matrix = as_finite_tensor(linear[0], "linear[0]")
+    if dim not in (1, matrix.shape[-1]):
+        raise ValueError(
+            f"A of linear=(A, b) must have {dim} columns, one for each design value, got {matrix.shape[-1]}."
+        )
+    return Polytope(low, high, matrix, linear[1])

@@ -23,11 +23,15 @@ __all__ = ["Batch", "Experiments", "sampler_of"]
 
 
 class Batch(NamedTuple):
-    """Simulated experiments: theta (B, P), trials, and what they were simulated in the context of, if anything."""
+    """Simulated experiments: theta (B, P), trials, and what they were simulated in the context of, if anything.
+
+    `log_choices` (B, T) are the log-probabilities of what was drawn in the designs, attached; None where nothing was.
+    """
 
     theta: Tensor
     trials: Rollout
     context: Any = None
+    log_choices: Tensor | None = None
 
 
 @dataclass

@@ -147,7 +147,7 @@ def test_choice_among_candidates_passes_the_softmax_gradient_straight_through():
     design = space.from_free(scores)
     assert torch.equal(design.detach(), CANDIDATES[1].double())
     (gradient,) = torch.autograd.grad(design @ weights, scores)
-    (expected,) = torch.autograd.grad(scores.softmax(-1) @ CANDIDATES.double() @ weights, scores)
+    (expected,) = torch.autograd.grad(space.parts[0].scores(scores).softmax(-1) @ CANDIDATES.double() @ weights, scores)
     torch.testing.assert_close(gradient, expected)
     assert gradient.abs().min() > 0
 
@@ -186,7 +186,11 @@ def test_a_copy_behaves_as_the_original():
         (lambda: DesignSpace(candidates=[[1.0], [float("nan")]]), ValueError, "candidates must be finite"),
         (lambda: as_design_space("box"), TypeError, "candidates must be numbers"),
         (lambda: DesignSpace("box"), TypeError, "must be one of torch.distributions.constraints"),
-        (lambda: DesignSpace(constraints.boolean), ValueError, "no bijection onto Boolean.*candidates"),
+        (
+            lambda: DesignSpace(constraints.nonnegative_integer),
+            ValueError,
+            "no bijection onto .*candidates",
+        ),
         (lambda: DesignSpace(constraints.real, names=("a", "b")), ValueError, "need as many names"),
         (
             lambda: DesignSpace(constraints.interval(torch.zeros(2), torch.ones(2)), dim=3),
@@ -296,3 +300,184 @@ def test_what_cannot_limit_a_design_is_refused(given, error, message):
 def test_candidates_do_not_depend_on_the_history():
     with pytest.raises(ValueError, match="a finite set of candidates cannot depend on the history"):
         DesignSpace(candidates=[[1.0], [2.0]], given=dose_steps)
+
+
+# ---- parts of several kinds
+
+
+def trial_space():
+    return DesignSpace.of_parts(
+        dose=constraints.interval(0.0, 10.0),
+        drug=["placebo", "A", "B"],
+        time=constraints.integer_interval(1, 24),
+        level=[0.5, 1.0, 4.0],
+    )
+
+
+def test_parts_map_free_coordinates_into_the_space_and_designs_to_features_and_back():
+    space = trial_space()
+    assert (space.dim, space.num_features, space.free_dim) == (4, 1 + 3 + 1 + 1, 1 + 3 + 24 + 3)
+    design = space.from_free(2 * torch.randn(500, space.free_dim))
+    assert torch.equal(space.check(design), design)
+    assert torch.equal(design[:, 1:3], design[:, 1:3].round()) and len(design[:, 2].unique()) > 12
+    torch.testing.assert_close(space.from_features(space.standardize(design)), design, atol=1e-4, rtol=0)
+    one_hot = space.standardize(design)[:, 1:4]
+    assert torch.equal(one_hot.argmax(-1).float(), design[:, 1]) and torch.equal(one_hot.sum(-1), torch.ones(500))
+    drawn = space.sample((20_000,))
+    assert space.contains(drawn).all()
+    counts = torch.bincount(drawn[:, 2].long(), minlength=25)[1:]
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_whole_numbers_in_torch_constraints_are_parts_of_their_own():
+    several = DesignSpace(constraints.integer_interval(torch.tensor([0, 10]), torch.tensor([3, 12])))
+    assert several.dim == 2 and several.contains(torch.tensor([[3.0, 10.0], [4.0, 10.0], [1.5, 11.0]])).tolist() == [
+        True,
+        False,
+        False,
+    ]
+    mixed = DesignSpace(
+        constraints.cat(
+            [constraints.interval(0.0, 1.0), constraints.integer_interval(1, 5), constraints.boolean], -1, [2, 1, 1]
+        ),
+        loc=torch.tensor([1.0, -1.0, 0.0, 0.0]),
+    )
+    centre = mixed.from_free(torch.zeros(mixed.free_dim))
+    torch.testing.assert_close(centre[:2], torch.sigmoid(torch.tensor([1.0, -1.0])))
+    assert mixed.contains(mixed.sample((100,))).all()
+    assert DesignSpace(constraints.integer_interval(1, 300)).candidates.flatten().tolist() == list(range(1, 301))
+
+
+def test_choices_are_drawn_by_their_scores_while_a_policy_is_trained():
+    space = trial_space()
+    free, record = torch.randn(space.free_dim, dtype=torch.float64, requires_grad=True), []
+    designs = space.recording(record).from_free(free.expand(40_000, -1))
+    assert space.contains(designs).all()
+    probabilities = (free[1:4].detach()).softmax(-1)
+    counts = torch.bincount(designs[:, 1].long(), minlength=3)
+    assert stats.chisquare(counts.numpy(), 40_000 * probabilities.numpy()).pvalue > 1e-3
+    scores = [part.scores(own) for part, own in zip(space.parts[1:], free[1:].split([3, 24, 3]), strict=True)]
+    places = [designs[:, 1].long(), designs[:, 2].long() - 1, (designs[:, 3:] > torch.tensor([0.7, 2.0])).sum(-1)]
+    expected = sum(s.log_softmax(-1)[place] for s, place in zip(scores, places, strict=True))
+    torch.testing.assert_close(record[0], expected)
+    # E[∇ log π] = 0, and what is continuous keeps its own derivative.
+    (gradient,) = torch.autograd.grad(record[0].mean(), free, retain_graph=True)
+    assert gradient.norm() < 6 / 200
+    (gradient,) = torch.autograd.grad(designs[:, 0].mean(), free)
+    assert gradient[0] > 0 and not gradient[1:].any()
+
+
+def test_neighbours_differ_in_one_choice_and_keep_the_rest():
+    space = trial_space()
+    design = space.sample((50,))
+    others = space.neighbours(design)
+    assert space.contains(others).all()
+    changed = (others != design.unsqueeze(-2)).sum(-1)
+    assert (changed == 1).float().mean() > 0.9 and changed.max() == 1  # a random row may be the design's own
+    assert torch.equal(others[:, :2, 1].sort(-1).values, torch.stack([torch.tensor([i for i in range(3) if i != d])
+        for d in design[:, 1]]).float())  # fmt: skip
+    free = space.continuous_free(design) + 1
+    moved = space.with_continuous(design, free)
+    assert torch.equal(moved[:, 1:], design[:, 1:]) and (moved[:, 0] > design[:, 0]).all()
+
+
+def test_a_design_in_words_and_what_is_wrong_with_one():
+    space = trial_space()
+    assert space.describe([2.5, 2, 7, 4]) == {"dose": 2.5, "drug": "B", "time": 7, "level": 4.0}
+    assert space.names == ("dose", "drug", "time", "level") and space.labels == {"drug": ("placebo", "A", "B")}
+    for design, message in [
+        ([2.5, 3, 7, 4], r"drug must be 0 = placebo, 1 = A, 2 = B, got 3.0"),
+        ([2.5, 0.5, 7, 4], r"drug must be 0 = placebo"),
+        ([2.5, 1, 7.5, 4], r"time must be a whole number from 1 to 24, got 7.5"),
+        ([2.5, 1, 25, 4], r"time must be a whole number from 1 to 24, got 25.0"),
+        ([11, 1, 7, 4], r"dose must be Interval\(lower_bound=0.0, upper_bound=10.0\), got 11.0"),
+        ([1, 1, 7, 2], r"level must be 3 candidates, got 2.0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            space.check(design)
+    for build, message in [
+        (lambda: DesignSpace.of_parts(), "needs parts"),
+        (lambda: DesignSpace.of_parts(drug=["A", "A"]), "categories of drug must differ"),
+        (lambda: DesignSpace.of_parts(drug=[1.0, float("nan")]), "drug must be finite"),
+        (lambda: DesignSpace.of_parts(dose=stepping_space()), "depends on the history cannot be a part"),
+        (lambda: DesignSpace(constraints.integer_interval(5, 2)), "whole numbers from 5 to 2 are none"),
+        (lambda: DesignSpace(constraints.integer_interval(0, 10**6)), "too long.*round it in the simulator"),
+        (lambda: DesignSpace(constraints.integer_interval(0, 3), given=dose_steps), "whole numbers cannot depend"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build()
+
+
+def test_a_space_repeated_is_that_of_designs_chosen_together():
+    space = trial_space().repeated(2)
+    assert space.dim == 8 and space.names[:5] == ("dose_1", "drug_1", "time_1", "level_1", "dose_2")
+    assert space.contains(space.sample((20,))).all()
+    assert not space.contains(torch.tensor([2.5, 1, 7, 4, 2.5, 1, 7.5, 4]))
+
+
+# ---- linear constraints
+
+
+def mixture_space(**options):
+    """Two doses in [0, 4] × [0, 20] with dose 1 / 4 + dose 2 / 20 ≤ 1 and dose 2 ≥ 2 · dose 1."""
+    return DesignSpace(
+        constraints.interval(torch.zeros(2), torch.tensor([4.0, 20.0])),
+        linear=([[0.25, 0.05], [2.0, -1.0]], [1.0, 0.0]),
+        **options,
+    )
+
+
+def test_linear_constraints_hold_for_whatever_a_policy_says_and_come_back():
+    space = mixture_space()
+    free = 3 * torch.randn(2000, 2, dtype=torch.float64)
+    design = space.from_free(free)
+    assert space.contains(design).all() and space.contains(design.float()).all()
+    torch.testing.assert_close(space.standardize(design), 6 * torch.tanh(free / 6), atol=1e-6, rtol=1e-6)
+    assert space.contains(space.from_free(torch.randn(100, 2) * 100)).all()
+    jacobian = torch.autograd.functional.jacobian(space.from_free, free[0])
+    step = torch.tensor([1e-6, 2e-6], dtype=torch.float64)
+    torch.testing.assert_close(
+        jacobian @ step, space.from_free(free[0] + step) - space.from_free(free[0]), rtol=1e-4, atol=1e-12
+    )
+    centre = space.from_free(torch.zeros(2, requires_grad=True))
+    assert torch.isfinite(torch.autograd.grad(centre.sum(), centre)[0]).all() and space.contains(centre)
+    # Near every side: rays reach the border of the polytope.
+    around = torch.linspace(0, 2 * torch.pi, 400, dtype=torch.float64)
+    far = space.from_free(1e3 * torch.stack([around.cos(), around.sin()], -1))
+    slack = torch.stack([1 - 0.25 * far[:, 0] - 0.05 * far[:, 1], (far[:, 1] - 2 * far[:, 0]) / 20, far[:, 0] / 4])
+    assert (slack.amin(0) < 0.01).all() and (slack.amin(1) < 0.01).all()
+
+
+@pytest.mark.parametrize("thin", [False, True])
+def test_samples_under_linear_constraints_are_uniform(thin):
+    if thin:  # |ξ_1 − ξ_2| ≤ 1e-4 and ξ_1 + ξ_2 ≤ 1: rejection finds none, and the place along the strip is uniform
+        space = DesignSpace(
+            constraints.interval(torch.zeros(2), torch.ones(2)),
+            linear=([[1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]], [1e-4, 1e-4, 1.0]),
+        )
+        share = 2 * space.sample((4000,))[:, 0]
+    else:  # the triangle with corners (0, 0), (0, 20) and (4/3, 40/3): its width falls linearly from dose 1 = 0
+        space = mixture_space()
+        designs = space.sample((4000,))
+        assert space.contains(designs).all()
+        share = 1 - (1 - designs[:, 0] / (20 / 7)).square()  # sides meet where 20 − 5 ξ = 2 ξ
+    assert stats.kstest(share.double().numpy(), "uniform").pvalue > 1e-3
+
+
+def test_linear_constraints_that_make_no_sense_are_refused():
+    box = constraints.interval(torch.zeros(2), torch.ones(2))
+    for build, message in [
+        (lambda: DesignSpace(box, linear=([[1.0, 1.0]], [-1.0])), "leave no room between the bounds"),
+        (lambda: DesignSpace(box, linear=([[1.0, 1.0], [-1.0, -1.0]], [1.0, -1.0])), "leave no room"),
+        (lambda: DesignSpace(box, linear=([[1.0]], [1.0])), "must have 2 columns"),
+        (lambda: DesignSpace(box, linear=([[1.0, 1.0]], [1.0, 2.0])), r"b of shape \(R,\)"),
+        (lambda: DesignSpace(box, linear=[[1.0, 1.0]]), "pair"),
+        (lambda: DesignSpace(constraints.real, linear=([[1.0]], [1.0])), "linear= limits an interval"),
+        (lambda: DesignSpace(candidates=[[1.0]], linear=([[1.0]], [1.0])), "leave out the candidates"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build()
+    with pytest.raises(ValueError, match=r"row 0 of A ξ ≤ b is 1.25 ≤ 1, which is false"):
+        mixture_space().check([2.0, 15.0])
+    with pytest.raises(ValueError, match="lies outside"):
+        mixture_space().check([-1.0, 15.0])

@@ -1,4 +1,8 @@
-"""Search of a continuous design space by many gradient starts side by side, for a whole batch of experiments."""
+"""Search of a design space by many starts side by side, for a whole batch of experiments.
+
+Continuous values climb by gradient. Where a design has choices, too, they stay fixed in each climb; between climbs the
+designs that differ in one choice are scored, and the best go on.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from torch import Tensor
 from ...simulators.design_space import DesignSpace
 
 __all__ = ["best_design", "starting_designs"]
+
+_ROUNDS = 3  # of climbs, with a look at other choices after each
 
 
 def starting_designs(space: DesignSpace, num: int, used: Tensor) -> Tensor:
@@ -24,9 +30,10 @@ def starting_designs(space: DesignSpace, num: int, used: Tensor) -> Tensor:
     if num_near == 0:
         return spread
     which = torch.randint(num_used, (batch, num_near, 1)).expand(-1, -1, used.shape[-1])
+    features = space.standardize(used.gather(1, which))
     distance = 10 ** (-3 * torch.rand(batch, num_near, 1))
-    free = space.standardize(used.gather(1, which)) + distance * torch.randn(which.shape)
-    return torch.cat([spread, space.from_free(free).to(used)], 1)
+    near = space.from_features(features + distance * torch.randn(features.shape))
+    return torch.cat([spread, near.to(used)], 1)
 
 
 def best_design(
@@ -37,44 +44,75 @@ def best_design(
     num_steps: int,
     learning_rate: float,
 ) -> Tensor:
-    """Design (B, D) of the highest gain found from scored designs by Adam in free coordinates.
+    """Design (B, D) of the highest gain found from scored designs, by Adam in free coordinates and by other choices.
 
     Args:
         gain: Callable designs (B, S, D) -> gains (B, S), differentiable if `num_steps` > 0, the same at each call.
         designs: Designs (B, S, D) to score first; the best `num_starts` are improved.
         space: Where designs live.
         num_starts: Number of gradient ascents for each experiment.
-        num_steps: Steps of each; 0 to take the best of `designs`.
+        num_steps: Steps of each, in all; 0 for none.
         learning_rate: Of the first step; it falls geometrically to 1/100 of it.
     """
+    search = _Search(gain, space, num_starts, learning_rate)
+    search.score(designs)
+    if not space.has_choices:
+        search.climb(num_steps)
+        return search.best
+    for _ in range(_ROUNDS):
+        search.climb(num_steps // _ROUNDS if space.continuous_free(designs).shape[-1] else 0)
+        search.score(space.neighbours(search.starts).flatten(1, 2))
+    search.climb(num_steps // _ROUNDS if space.continuous_free(designs).shape[-1] else 0)
+    return search.best
 
-    def keep_best(designs: Tensor, gains: Tensor) -> None:
-        nonlocal best, best_gain
-        top, index = gains.detach().nan_to_num(nan=-torch.inf).max(1)
-        better = top > best_gain
-        chosen = designs.detach().gather(1, index[:, None, None].expand(-1, 1, designs.shape[-1])).squeeze(1)
-        best, best_gain = torch.where(better.unsqueeze(-1), chosen, best), torch.where(better, top, best_gain)
 
-    gains = gain(designs)
-    best, best_gain = designs[:, 0], torch.full_like(gains[:, 0], -torch.inf)
-    keep_best(designs, gains)
-    if num_steps == 0:
-        return best
-    order = gains.nan_to_num(nan=-torch.inf).topk(min(num_starts, designs.shape[1]), dim=1).indices
-    starts = designs.gather(1, order.unsqueeze(-1).expand(-1, -1, designs.shape[-1]))
-    with torch.enable_grad():
-        free = space.standardize(starts).detach().requires_grad_()
-        optimizer = torch.optim.Adam([free], lr=learning_rate)
-        for step in range(num_steps):
-            designs = space.from_free(free)
-            gains = gain(designs)
-            keep_best(designs, gains)
-            if not gains.requires_grad:  # a likelihood of steps has no gradient to follow
-                return best
-            (gradient,) = torch.autograd.grad(-gains.sum(), free)
-            free.grad = gradient.nan_to_num()
-            optimizer.param_groups[0]["lr"] = learning_rate * 0.01 ** (step / num_steps)
-            optimizer.step()
-    designs = space.from_free(free.detach())
-    keep_best(designs, gain(designs))
-    return best
+class _Search:
+    """The best designs so far: `best` (B, D) of all, and `starts` (B, S, D), from which the search goes on."""
+
+    def __init__(self, gain: Callable[[Tensor], Tensor], space: DesignSpace, num_starts: int, learning_rate: float):
+        self.gain, self.space, self.num_starts, self.learning_rate = gain, space, num_starts, learning_rate
+        self.starts: Tensor = torch.zeros(0)
+        self._gains: Tensor | None = None
+
+    @property
+    def best(self) -> Tensor:
+        return self.starts[:, 0]
+
+    def score(self, designs: Tensor) -> None:
+        """Compare designs (B, S, D) with those so far, and keep the best of all."""
+        self._keep(designs, self.gain(designs).detach())
+
+    def climb(self, num_steps: int) -> None:
+        """Improve the continuous values of `starts` by gradient."""
+        if num_steps == 0:
+            return
+        starts = self.starts
+        with torch.enable_grad():
+            free = self.space.continuous_free(starts).detach().requires_grad_()
+            optimizer = torch.optim.Adam([free], lr=self.learning_rate)
+            tops, top_gains = starts, torch.full_like(starts[..., 0], -torch.inf)
+            for step in range(num_steps + 1):
+                designs = self.space.with_continuous(starts, free)
+                gains = self.gain(designs)
+                tops, top_gains = _better(tops, top_gains, designs.detach(), gains.detach())
+                if step == num_steps or not gains.requires_grad:  # a likelihood of steps has no gradient to follow
+                    break
+                (gradient,) = torch.autograd.grad(-gains.sum(), free)
+                free.grad = gradient.nan_to_num()
+                optimizer.param_groups[0]["lr"] = self.learning_rate * 0.01 ** (step / num_steps)
+                optimizer.step()
+        self._keep(tops, top_gains)
+
+    def _keep(self, designs: Tensor, gains: Tensor) -> None:
+        gains = gains.nan_to_num(nan=-torch.inf)
+        if self._gains is not None:
+            designs, gains = torch.cat([self.starts, designs], 1), torch.cat([self._gains, gains], 1)
+        self._gains, index = gains.topk(min(self.num_starts, gains.shape[1]), dim=1)
+        self.starts = designs.gather(1, index.unsqueeze(-1).expand(-1, -1, designs.shape[-1]))
+
+
+def _better(designs: Tensor, gains: Tensor, others: Tensor, their_gains: Tensor) -> tuple[Tensor, Tensor]:
+    """Of two designs in each place the one with the higher gain."""
+    their_gains = their_gains.nan_to_num(nan=-torch.inf)
+    better = their_gains > gains
+    return torch.where(better.unsqueeze(-1), others, designs), torch.where(better, their_gains, gains)

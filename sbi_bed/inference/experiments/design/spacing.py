@@ -48,14 +48,16 @@ def keep_apart(
     distances = distances.to(proposed)
     if ((taken - proposed).norm(dim=-1) >= distances).all():
         return design
-    axes = torch.eye(space.dim).to(design)
+    axes = torch.eye(space.num_features).to(design)
     directions = [axes, -axes]
-    if space.dim > 1:
-        directions.append(torch.nn.functional.normalize(torch.randn(num_directions, space.dim), dim=-1).to(design))
+    if space.num_features > 1:
+        directions.append(
+            torch.nn.functional.normalize(torch.randn(num_directions, space.num_features), dim=-1).to(design)
+        )
     towards = torch.nn.functional.normalize(proposed - taken, dim=-1).unsqueeze(-2)
     rays = torch.cat([torch.cat(directions).expand(len(taken), -1, -1), towards], dim=-2)
     points = (taken.unsqueeze(-2) + 1.001 * distances[:, None, None] * rays).flatten(0, 1)
-    designs = space.from_free(points)
+    designs = space.from_features(points)
     reached = space.standardize(designs)
     allowed = (torch.cdist(reached, taken) >= distances).all(-1)
     allowed &= torch.isfinite(designs).all(-1) & (within or space).contains(designs)

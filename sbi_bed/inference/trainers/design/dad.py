@@ -31,6 +31,7 @@ from ....utils.warn_user import warn_user
 from ..by_steps import StepTrainer
 from ..settings import StepSettings
 from .bounded_gradients import BoundedGradients
+from .drawn_choices import DrawnChoices, choices_loss
 from .moved_arguments import bound_with_moved_arguments
 from .policy_report import PolicyReport, report_on
 
@@ -270,10 +271,16 @@ class DAD(StepTrainer):
             self._optimizer.step()  # the policy has no gradients, and stays as it is
 
     def _loss(self, num: int, done: float) -> tuple[Tensor, Tensor]:
-        largest, policy = self.bound.max_design_gradient, self.policy
-        bounded: Any = BoundedGradients(policy, self.simulator.design_space, largest) if largest < math.inf else policy
+        largest, space, policy = self.bound.max_design_gradient, self.simulator.design_space, self.policy
+        drawn: Any = DrawnChoices(policy, space) if DrawnChoices.suits(policy, space) else None
+        proposing: Any = policy if drawn is None else drawn
+        bounded: Any = BoundedGradients(proposing, space, largest) if largest < math.inf else proposing
         batch = self.experiments.run(bounded, num, self.bound.detach_outcomes, self._num_trials_at(done))
+        if drawn is not None:
+            batch = batch._replace(log_choices=drawn.log_choices(batch.trials.designs.shape[-2]))
         loss, terms = self.bound.training_loss(batch, self.experiments)
+        if batch.log_choices is not None and not self.bound.scores_choices:
+            loss = loss + choices_loss(terms, batch.log_choices)
         return loss, terms.mean()
 
     def _finish(self) -> None:
@@ -330,7 +337,7 @@ class DAD(StepTrainer):
     def _improve_likelihood(self) -> None:
         """Let the simulator learn its likelihood where the policy goes."""
         num = max(1, self._num_improving // self.num_trials)
-        theta, (designs, _), _ = self.experiments.run(self.policy, num)
+        theta, (designs, _), *_ = self.experiments.run(self.policy, num)
         rows = theta.unsqueeze(1).expand(-1, self.num_trials, -1).flatten(0, 1), designs.flatten(0, 1)
         self.simulator.improve_likelihood(*rows, max_seconds=self._settings.max_seconds)
         self._num_improving = 0

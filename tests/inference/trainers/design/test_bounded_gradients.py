@@ -52,7 +52,7 @@ def test_gradients_are_scaled_down_to_the_bound_and_no_further(name):
 def test_free_gradients_are_those_of_the_bijection(name):
     space = SPACES[name]
     free = torch.randn(5, 2).double().requires_grad_()
-    design = space._bijection(space._loc + space._scale * free)
+    design = space.parts[0]._bijection(space.parts[0]._constants[0] + space.parts[0]._constants[1] * free)
     slopes = torch.randn(5, 2).double()
     (expected,) = torch.autograd.grad((slopes * design).sum(), free)
     torch.testing.assert_close(space.free_gradient(design, slopes), expected, rtol=1e-6, atol=1e-9)
