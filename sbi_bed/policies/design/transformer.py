@@ -4,21 +4,25 @@ Attention can compare single trials, which a sum of encodings cannot: on source 
 nats above `DeepSetsPolicy` in the same time.
 
 Keys and values of earlier trials are cached: one trial costs one token, in rollouts and in life.
+
+Where designs have coordinates that one step can be taken in, the next design is a step from an attention-weighted mean of
+earlier ones (`sbi_bed.neural_nets.pointer`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...neural_nets.attention import CausalBlock
+from ...neural_nets.pointer import PointerHead
 from ...neural_nets.trial_features import TrialFeatures
 from ...simulators.base import DesignSimulator
 from ...simulators.design_space import DesignSpace
-from ...utils.checks import check_count
+from ...utils.checks import check_choice, check_count
 from ...utils.renamed import renamed_arguments
 from ..base import Policy
 
@@ -28,6 +32,8 @@ __all__ = ["TransformerPolicy"]
 class _State(NamedTuple):
     summary: Tensor  # the newest token, (*batch, hidden_dim)
     caches: tuple[tuple[Tensor, Tensor], ...]
+    keys: Tensor  # what the head compares places by: the origin and earlier designs, (*batch, 1 + n, key_dim)
+    places: Tensor  # these in free coordinates, (*batch, 1 + n, F)
 
     @property
     def num_trials(self) -> int:
@@ -43,6 +49,8 @@ class TransformerPolicy(Policy):
         hidden_dim: Size of a token.
         num_layers: Number of attention blocks.
         num_heads: Attention heads of each.
+        head: "pointer" for a step from a mean of earlier designs; "linear" for free coordinates alone, as always in a finite
+            space and in one that depends on the history.
 
     Attributes:
         features: What is read of a trial.
@@ -61,36 +69,63 @@ class TransformerPolicy(Policy):
 
     @renamed_arguments(width="hidden_dim")
     def __init__(
-        self, simulator: DesignSimulator, horizon: int, hidden_dim: int = 64, num_layers: int = 1, num_heads: int = 4
+        self,
+        simulator: DesignSimulator,
+        horizon: int,
+        hidden_dim: int = 64,
+        num_layers: int = 1,
+        num_heads: int = 4,
+        head: Literal["pointer", "linear"] = "pointer",
     ):
         horizon = check_count(horizon, "horizon")
-        super().__init__(simulator, horizon=horizon, hidden_dim=hidden_dim, num_layers=num_layers, num_heads=num_heads)
+        check_choice(head, "head", ("pointer", "linear"))
+        sizes = {"hidden_dim": hidden_dim, "num_layers": num_layers, "num_heads": num_heads}
+        super().__init__(simulator, horizon=horizon, **sizes, head=head)
         self.horizon = horizon
         self.features = TrialFeatures(simulator)
         self.embed = nn.Linear(self.features.output_dim, hidden_dim)
         self.start = nn.Parameter(0.1 * torch.randn(hidden_dim))
         self.position = nn.Parameter(0.1 * torch.randn(horizon, hidden_dim))
         self.blocks = nn.ModuleList(CausalBlock(hidden_dim, num_heads) for _ in range(num_layers))
-        self.head = nn.Sequential(nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, self.design_space.free_dim))
+        space = self.design_space
+        if head == "linear" or space.candidates is not None or space.depends_on_history:
+            self.head = nn.Sequential(nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, space.free_dim))
+        else:
+            self.head = PointerHead(hidden_dim, space.free_dim)
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any], simulator: DesignSimulator | None) -> Policy:
+        """A policy with new weights, for `simulator`; a config that names no head is of a time when all were linear."""
+        return super().rebuild({"head": "linear", **config}, simulator)
 
     def initial_state(self, batch_shape: Sequence[int] = ()) -> _State:
         """State after the learned start token."""
-        return self._advance(self.start.expand(*batch_shape, 1, -1), (None,) * len(self.blocks))
+        start = self.start.expand(*batch_shape, 1, -1)
+        origin = start.new_zeros(*batch_shape, 1, self.design_space.num_features)
+        return self._advance(start, origin, None)
 
     def update(self, state: _State, design: Tensor, outcome: Tensor) -> _State:
         """Attend from one more trial to all before it."""
         if state.num_trials >= self.horizon:
             raise ValueError(f"this policy was built for {self.horizon} trials.")
-        token = self.embed(self.features(design, outcome)) + self.position[state.num_trials]
-        return self._advance(token.unsqueeze(-2), state.caches)
+        features = self.features(design, outcome)
+        token = self.embed(features) + self.position[state.num_trials]
+        place = features[..., : self.design_space.num_features]
+        return self._advance(token.unsqueeze(-2), place.unsqueeze(-2), state)
 
     def propose(self, state: _State, space: DesignSpace | None = None) -> Tensor:
         """Next design (*batch, D)."""
-        return (space or self.design_space).from_free(self.head(state.summary))
+        pointed = isinstance(self.head, PointerHead)
+        free = self.head(state.summary, state.keys, state.places) if pointed else self.head(state.summary)
+        return (space or self.design_space).from_free(free)
 
-    def _advance(self, tokens: Tensor, caches: tuple) -> _State:
-        new_caches = []
-        for block, cache in zip(self.blocks, caches, strict=True):
+    def _advance(self, tokens: Tensor, places: Tensor, before: _State | None) -> _State:
+        """State after one more token (*batch, 1, hidden_dim), whose design is at `places` (*batch, 1, F)."""
+        keys = self.head.to_key(tokens) if isinstance(self.head, PointerHead) else tokens[..., :0]
+        if before is not None:
+            keys, places = torch.cat([before.keys, keys], -2), torch.cat([before.places, places], -2)
+        caches = []
+        for block, cache in zip(self.blocks, before.caches if before else (None,) * len(self.blocks), strict=True):
             tokens, cache = block(tokens, cache)
-            new_caches.append(cache)
-        return _State(tokens[..., -1, :], tuple(new_caches))
+            caches.append(cache)
+        return _State(tokens[..., -1, :], tuple(caches), keys, places)

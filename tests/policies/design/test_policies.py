@@ -101,16 +101,48 @@ def test_designs_depend_on_every_trial(name):
         assert ((policy(history) - policy(changed)).abs().amax(-1) > 1e-6).all()
 
 
-def test_transformer_states_equal_all_tokens_at_once():
+@pytest.mark.parametrize("head", ["pointer", "linear"])
+def test_transformer_states_equal_all_tokens_at_once(head):
     simulator = LocationFinding()
-    policy, history = NETS["transformer"](simulator).double(), histories(simulator, 5)
+    policy = TransformerPolicy(simulator, horizon=6, hidden_dim=8, num_heads=2, head=head).double()
+    history = histories(simulator, 5)
     tokens = policy.embed(policy.features(history[..., :2], history[..., 2:3])) + policy.position[:5]
     tokens = torch.cat([policy.start.expand(5, 1, -1), tokens], dim=-2)
+    summaries, places = tokens, torch.cat([torch.zeros(5, 1, 2), history[..., :2]], 1)
     for block in policy.blocks:
-        tokens, _ = block(tokens)
-    designs = policy.design_space.from_free(policy.head(tokens))
+        summaries, _ = block(summaries)
     for n in range(6):
-        torch.testing.assert_close(policy(history[:, :n]), designs[:, n], rtol=1e-11, atol=1e-11)
+        if head == "linear":
+            design = policy.head(summaries[:, n])
+        else:  # in the plane, designs are their own free coordinates
+            design = policy.head(summaries[:, n], policy.head.to_key(tokens[:, : n + 1]), places[:, : n + 1])
+        torch.testing.assert_close(policy(history[:, :n]), design, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("model", SIMULATORS)
+def test_a_pointer_head_that_takes_no_step_proposes_the_mean_of_the_origin_and_earlier_designs(model):
+    simulator = SIMULATORS[model]()
+    policy, space = TransformerPolicy(simulator, 6, hidden_dim=8), simulator.design_space
+    for linear in (policy.head.to_query, policy.head.step):  # all attention scores and the step are 0
+        torch.nn.init.zeros_(linear.weight)
+        torch.nn.init.zeros_(linear.bias)
+    history = histories(simulator, 4, dtype=torch.float32)
+    mean = space.standardize(history[..., : policy.design_dim]).sum(1) / 5
+    torch.testing.assert_close(policy(history), space.from_free(mean))
+
+
+def test_a_pointer_head_steps_from_the_design_that_its_attention_is_on():
+    policy, history = TransformerPolicy(LocationFinding(), 6, hidden_dim=8).double(), histories(LocationFinding(), 4)
+    state, head = policy.read(history), policy.head
+    keys = torch.nn.functional.one_hot(torch.arange(5), 16).double().expand(5, -1, -1)  # of the origin and four designs
+    with torch.no_grad():
+        head.to_query.weight.zero_()
+        head.to_query.bias.copy_(1e4 * keys[0, 3])
+        head.step.bias[-1] = -10.0  # the logarithm of the step's size
+    design = policy.propose(state._replace(keys=keys))
+    step = head.step(head.norm(state.summary))
+    torch.testing.assert_close(design - history[:, 2, :2], step[:, :2] * step[:, 2:].exp(), rtol=1e-8, atol=1e-12)
+    assert 0 < (design - history[:, 2, :2]).norm(dim=-1).max() < 1e-3
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -237,6 +269,26 @@ def test_a_file_with_an_old_name_of_an_argument_is_loaded(tmp_path):
     assert again.config["hidden_dim"] == 8 and torch.equal(again(history), policy(history))
     with pytest.warns(FutureWarning, match="width= is now hidden_dim="):
         TransformerPolicy(simulator, 3, width=8)
+
+
+def test_a_file_of_a_time_without_pointer_heads_is_loaded(tmp_path):
+    simulator = LocationFinding()
+    policy = TransformerPolicy(simulator, 3, hidden_dim=8, head="linear")
+    del policy.config["head"]  # as it was written before
+    policy.save(tmp_path / "policy")
+    again = load_policy(tmp_path / "policy", simulator)
+    assert again.config["head"] == "linear" and torch.equal(again(torch.ones(2, 1, 4)), policy(torch.ones(2, 1, 4)))
+    with pytest.raises(ValueError, match="head must be 'pointer' or 'linear'"):
+        TransformerPolicy(simulator, 3, head="pointers")
+
+
+def test_a_pointer_head_needs_places_to_point_at():
+    candidates = LocationFinding()
+    candidates.design_space = DesignSpace(candidates=torch.randn(9, 2))
+    for simulator, is_linear in ((LocationFinding(), False), (candidates, True)):
+        policy = TransformerPolicy(simulator, 3, hidden_dim=8)
+        assert isinstance(policy.head, torch.nn.Sequential) == is_linear
+        assert simulator.design_space.contains(policy(torch.zeros(2, 0, 4))).all()
 
 
 def test_a_users_own_policy_is_saved_and_loaded_with_its_class(tmp_path):

@@ -10,7 +10,8 @@ After τ trials the gain splits, I_{1→T}(π) = I_{1→τ}(π_0) + E[I^{h_τ}_{
 Without a likelihood the posterior is a trained one of sbi's, and the bound has a net inside, whose training continues.
 Both policies are compared by the trained net; for the old policy the net before the refinement counts if it gives more.
 
-With a time budget the old policy is evaluated first, which shows the cost of an evaluation. Training gets the rest.
+With a time budget the old policy is evaluated first, on as many draws as a share of the time allows. Training gets the rest,
+less as much again. The comparison ends when the time does, with those draws that both policies have had.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from .hidden_state import replay_state
 __all__ = ["HeldOutGain", "Refinement", "posterior_draws", "refine_policy"]
 
 _NO_END = 10**7  # steps, where time is what counts
+_JUDGING = 0.15  # share of what a time budget leaves after inference, for each evaluation
+_PARTS = 4  # of the held-out draws, between which an evaluation may end
 
 
 @dataclass(frozen=True)
@@ -115,11 +118,12 @@ def refine_policy(
         num_contrastive: Contrastive posterior draws in each step.
         learning_rate: First learning rate; falls along a cosine.
         sample_with: How to infer p(θ | history): a name for `likelihood_posterior`, or a trained sbi posterior over
-            histories padded to the horizon, which a simulator without a likelihood needs.
+            histories padded to the horizon, which a simulator without a likelihood needs. "mcmc" takes seconds where "smc"
+            takes tens of milliseconds.
         bound: What the refinement raises, such as the bound that the policy was trained with (`DAD(...).bound`); it is not
             changed. If None `PCE()`, or without a likelihood a new `InfoNCE`.
         num_particles: Posterior draws.
-        num_held_out: Simulated continuations, and contrastive draws, for the comparison.
+        num_held_out: Simulated continuations, and contrastive draws, for the comparison; fewer where time is short.
         max_seconds: Budget for all three steps. Inference is not cut short; the old policy stays if no time is left.
         seed: Seed of everything; the global generator if None.
         show_progress_bars: Whether to show progress.
@@ -171,31 +175,25 @@ def refine_policy(
             state=state,
         )
         held_out = HeldOutGain(trainer.experiments, num_held_out)
-        start = time.perf_counter()
-        before = held_out.gains(policy, trainer.bound if bound is None else bound)
         has_net = isinstance(trainer.bound, NeuralBound)
-        remaining = _seconds_left(max_seconds, begin, start, num_judgements=2 if has_net else 1)
+        end = math.inf if max_seconds is None else begin + max_seconds
+        start = time.perf_counter()
+        before = held_out.gains(policy, trainer.bound if bound is None else bound, start + _JUDGING * (end - start))
+        now = time.perf_counter()
+        remaining = None if max_seconds is None else end - now - 1.2 * (now - start) * (2 if has_net else 1)
         if remaining is not None and remaining <= 0:
             seconds = time.perf_counter() - begin
             return Refinement.judged(policy, policy, before, before, effective_sample_size, 0, seconds)
         refined = trainer.train(
             num_steps, batch_size, None if has_net else num_contrastive, learning_rate, max_seconds=remaining
         )
-        after = held_out.gains(refined, trainer.bound)
+        after = held_out.gains(refined, trainer.bound, end)
         if has_net:
             again = held_out.gains(policy, trainer.bound)
             before = before if before.mean() > again.mean() else again
-    seconds = time.perf_counter() - begin
+    seconds, common = time.perf_counter() - begin, min(len(before), len(after))
+    before, after = before[:common], after[:common]
     return Refinement.judged(policy, refined, before, after, effective_sample_size, trainer.num_steps, seconds)
-
-
-def _seconds_left(max_seconds: float | None, begin: float, start: float, num_judgements: int) -> float | None:
-    """Seconds that are left for training in a budget that began at `begin`.
-
-    Each evaluation is assumed to take as long as the one since `start`. A reserve of half of that keeps the budget.
-    """
-    now = time.perf_counter()
-    return None if max_seconds is None else max_seconds - (now - begin) - 1.5 * (now - start) * num_judgements
 
 
 def posterior_draws(
@@ -223,18 +221,36 @@ class HeldOutGain:
         self.seed = int(torch.randint(2**31, ()))
 
     @torch.no_grad()
-    def gains(self, policy: Policy, bound: Bound | None = None) -> Tensor:
-        """Lower bound of each held-out continuation, (num_held_out,): by the net of `bound`, or else contrastive."""
+    def gains(self, policy: Policy, bound: Bound | None = None, end: float = math.inf) -> Tensor:
+        """Lower bound of each held-out continuation, (num_held_out,): by the net of `bound`, or else contrastive.
+
+        A contrastive evaluation that would last longer than until `end`, a time of `time.perf_counter`, gives the first of
+        them only.
+        """
         with seeded(self.seed):
-            if not isinstance(bound, NeuralBound):
-                return estimate_bounds(
-                    self.experiments.simulator,
-                    policy,
-                    self.experiments.num_trials,
-                    self.num,
-                    self.num,
-                    sample_theta=sampler_of(self.experiments.prior),
-                    history=self.experiments.history,
-                ).lower_samples
-            batch = self.experiments.run(policy, self.num)
-            return bound.eval()(batch.theta, self.experiments.histories(batch))
+            if isinstance(bound, NeuralBound):
+                batch = self.experiments.run(policy, self.num)
+                return bound.eval()(batch.theta, self.experiments.histories(batch))
+            seeds = [int(seed) for seed in torch.randint(2**31, (_PARTS,))]
+        sizes = [len(part) for part in torch.arange(self.num).tensor_split(_PARTS)]
+        gains, begin = [], time.perf_counter()
+        for seed, size in zip(seeds, sizes, strict=True):
+            now = time.perf_counter()
+            if gains and now + (now - begin) / len(gains) > end:
+                break
+            if size:
+                gains.append(self._contrastive(policy, size, seed))
+        return torch.cat(gains)
+
+    def _contrastive(self, policy: Policy, num: int, seed: int) -> Tensor:
+        experiments = self.experiments
+        with seeded(seed):
+            return estimate_bounds(
+                experiments.simulator,
+                policy,
+                experiments.num_trials,
+                num,
+                self.num,
+                sample_theta=sampler_of(experiments.prior),
+                history=experiments.history,
+            ).lower_samples

@@ -12,10 +12,12 @@ from sbi.neural_nets import posterior_nn
 from sbi_bed.inference import DAD, StepDAD, refine_policy
 from sbi_bed.inference.experiments.journal import journal_bytes
 from sbi_bed.inference.trainers.design.hidden_state import replay_state
+from sbi_bed.inference.trainers.design.refinement import HeldOutGain, Refinement
 from sbi_bed.neural_nets import HistoryEmbedding
 from sbi_bed.objectives import InfoNCE
 from sbi_bed.policies import DeepSetsPolicy, RandomPolicy, StaticPolicy, TransformerPolicy
 from sbi_bed.simulators import DesignSimulator, LocationFinding, StochasticEpidemic, rollout, simulate_histories
+from sbi_bed.simulators.experiments import Experiments
 from sbi_bed.utils import pack_history
 
 QUICK = {
@@ -235,6 +237,15 @@ def test_a_refinement_keeps_its_budget(location, budget):
         assert step.num_steps > 5 and step.seconds < 1.15 * budget
     with pytest.raises(ValueError, match="max_seconds must be positive"):
         refine_policy(policy, simulator, 4, history, max_seconds=0.0)
+
+
+def test_held_out_gains_that_run_out_of_time_are_the_first_ones(location):
+    simulator, policy, history = location
+    held_out = HeldOutGain(Experiments(simulator, 2, history, simulator.prior.sample((500,))), 50)
+    whole, cut = held_out.gains(policy), held_out.gains(policy, end=-math.inf)
+    assert 0 < len(cut) < len(whole) == 50 and torch.equal(cut, whole[: len(cut)])
+    step = Refinement.judged(policy, policy, cut, cut + 0.1, 100.0, 1, 1.0)
+    assert step.accepted and math.isclose(step.gain_after - step.gain_before, 0.1, rel_tol=1e-4)
 
 
 def test_a_live_run_has_a_budget_too(location, tmp_path):
