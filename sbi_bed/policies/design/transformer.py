@@ -49,8 +49,8 @@ class TransformerPolicy(Policy):
         hidden_dim: Size of a token.
         num_layers: Number of attention blocks.
         num_heads: Attention heads of each.
-        head: "pointer" for a step from a mean of earlier designs; "linear" for free coordinates alone, as always in a finite
-            space and in one that depends on the history.
+        head: "pointer" for a step from a mean of earlier designs; "linear" for free coordinates alone, as always where
+            designs have choices, and in a space that depends on the history.
 
     Attributes:
         features: What is read of a trial.
@@ -88,7 +88,7 @@ class TransformerPolicy(Policy):
         self.position = nn.Parameter(0.1 * torch.randn(horizon, hidden_dim))
         self.blocks = nn.ModuleList(CausalBlock(hidden_dim, num_heads) for _ in range(num_layers))
         space = self.design_space
-        if head == "linear" or space.candidates is not None or space.depends_on_history:
+        if head == "linear" or space.has_choices or space.depends_on_history:
             self.head = nn.Sequential(nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, space.free_dim))
         else:
             self.head = PointerHead(hidden_dim, space.free_dim)

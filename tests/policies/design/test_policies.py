@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from models import LinearGaussian, TinyPolicy, YesNo
+from torch.distributions import constraints
 
 from sbi_bed.inference import DAD
 from sbi_bed.policies import DeepSetsPolicy, Policy, RandomPolicy, StaticPolicy, TransformerPolicy, load_policy
@@ -283,9 +284,10 @@ def test_a_file_of_a_time_without_pointer_heads_is_loaded(tmp_path):
 
 
 def test_a_pointer_head_needs_places_to_point_at():
-    candidates = LocationFinding()
+    candidates, mixed = LocationFinding(), LocationFinding()
     candidates.design_space = DesignSpace(candidates=torch.randn(9, 2))
-    for simulator, is_linear in ((LocationFinding(), False), (candidates, True)):
+    mixed.design_space = DesignSpace.of_parts(x=constraints.interval(-1.0, 1.0), y=range(-3, 4))
+    for simulator, is_linear in ((LocationFinding(), False), (candidates, True), (mixed, True)):
         policy = TransformerPolicy(simulator, 3, hidden_dim=8)
         assert isinstance(policy.head, torch.nn.Sequential) == is_linear
         assert simulator.design_space.contains(policy(torch.zeros(2, 0, 4))).all()
