@@ -44,7 +44,14 @@ from .sensitivity.outbreak import CovidOutbreak
 from .sensitivity.power_scaled_prior import PowerScaledPrior
 from .sensitivity.simulate_with_context import simulate_models_with_context, simulate_with_context
 from .simulate import simulate_histories
-from .treatment.problem import TreatmentProblem, binary_outcomes, linear_benchmark, normal_outcomes, two_arm_benchmark
+from .treatment.problem import (
+    TreatmentProblem,
+    binary_outcomes,
+    linear_benchmark,
+    multi_arm_benchmark,
+    normal_outcomes,
+    two_arm_benchmark,
+)
 from .treatment.recorded_trial import RecordedTrial, read_trial
 from .treatment.stream import TreatmentStream, assign_stream
 
@@ -107,6 +114,7 @@ __all__ = [
     "first_passage",
     "linear_benchmark",
     "minimise_expected_cost",
+    "multi_arm_benchmark",
     "normal_outcomes",
     "optimal_action",
     "pack_responses",

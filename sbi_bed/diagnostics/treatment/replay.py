@@ -95,6 +95,8 @@ def replay_trial(
         raise ValueError(
             f"the policy is for {policy.covariate_dim} covariates, the trial has {trial.covariates.shape[-1]}."
         )
+    if policy.num_arms != 2:
+        raise ValueError(f"a recorded trial has two arms, the policy is for {policy.num_arms}.")
     predictor = predictor_for(policy, nuisance)
     with seeded(seed):
         order = torch.stack([torch.randperm(len(trial)) for _ in range(num_replays)])

@@ -6,7 +6,8 @@ Over experiments i of T units with true effects τ_i and smallest variances V*_i
 
 the latter by the identity V(e) − V* = E[(σ_1 + σ_0)² (e − e*)² / (e (1 − e))]. The regret is the loss of the design alone,
 without noise of outcomes and errors of predictions. So a few hundred experiments rank designs; T·MSE would need tens of
-thousands. If T·MSE / V* is near one plus the regret of the whole run, errors of predictions cost little.
+thousands. If T·MSE / V* is near one plus the regret of the whole run, errors of predictions cost little. With K > 2 arms
+squared errors are summed over the K − 1 effects, as V is.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class TreatmentReport:
         efficiency: T·MSE / V*; 1 is the best that is possible for many units.
         regret: Whole-run mean of (V(e_t) − V*) / V*.
         late_regret: The same over the last units.
-        coverage: How often the Wald interval after T units holds the effect.
-        sequence_coverage: How often the confidence sequence holds it at all times.
+        coverage: How often the Wald interval after T units holds the effect; mean over effects.
+        sequence_coverage: How often the confidence sequence holds all effects at all times.
         repeated_coverage: How often Wald intervals would, looked at after each unit from the 20th on.
         allocation_gap: Mean |e_t − e*| over the last units.
         regret_curve: (V(e_t) − V*) / V* by unit, mean over experiments, (T,).
@@ -84,20 +85,20 @@ def treatment_report(
     num_units = len(study.log)
     if not 2 <= num_units >= check_count(num_late, "num_late"):
         raise ValueError(f"the study has {num_units} units: at least 2 are needed, and num_late={num_late}.")
-    effect, bound = study.effect.unsqueeze(-1), study.bound.unsqueeze(-1)
+    effect, bound = study.effect.unsqueeze(1), study.bound.unsqueeze(-1)
     running = study.log.running(level, tightest_at)
     wald, sequence = (_holds(ends, effect) for ends in (running.interval, running.confidence_sequence))
     relative = study.regret / bound
     late = slice(num_units - num_late, None)
-    squares = num_units * (running.ate[:, -1:] - effect).square() / bound
+    squares = num_units * (running.ate[:, -1] - study.effect).square().reshape(len(bound), -1).sum(-1) / study.bound
     return TreatmentReport(
         efficiency=mean_and_stderr(squares),
         regret=mean_and_stderr(relative.mean(-1)),
         late_regret=mean_and_stderr(relative[:, late].mean(-1)),
-        coverage=mean_and_stderr(wald[:, -1].double()),
-        sequence_coverage=mean_and_stderr(sequence.all(-1).double()),
-        repeated_coverage=mean_and_stderr(wald[:, min(19, num_units - 1) :].all(-1).double()),
-        allocation_gap=mean_and_stderr((study.log.propensity - study.oracle)[:, late].abs().mean(-1)),
+        coverage=mean_and_stderr(wald[:, -1].double().reshape(len(bound), -1).mean(-1)),
+        sequence_coverage=mean_and_stderr(sequence.flatten(1).all(-1).double()),
+        repeated_coverage=mean_and_stderr(wald[:, min(19, num_units - 1) :].flatten(1).all(-1).double()),
+        allocation_gap=mean_and_stderr((study.log.propensity - study.oracle)[:, late].abs().flatten(1).mean(-1)),
         regret_curve=relative.mean(0),
         regret_curve_stderr=relative.std(0) / len(relative) ** 0.5,
         level=level,

@@ -24,9 +24,9 @@ class TreatmentStudy:
 
     Attributes:
         log: Their logs, (E, T).
-        effect: True average treatment effects, (E,).
+        effect: True average treatment effects, (E,), or with K > 2 arms (E, K − 1).
         bound: Smallest asymptotic variances V*, (E,).
-        oracle: Neyman propensities e*(X_t), (E, T).
+        oracle: Neyman propensities e*(X_t), (E, T) or (E, T, K).
         regret: (σ_1 + σ_0)² (e_t − e*)² / (e_t (1 − e_t)) at X_t, (E, T), whose mean is V(e_t) − V*.
     """
 
@@ -61,8 +61,8 @@ def run_treatment_study(
 
     Raises:
         TypeError: If the policy is not a `TreatmentPolicy`.
-        ValueError: If policy, nuisance and problem are for different numbers of covariates, or the number of experiments
-            is missing, or not the problem's.
+        ValueError: If policy, nuisance and problem are for different numbers of covariates or arms, or the number of
+            experiments is missing, or not the problem's.
 
     Example:
         >>> from sbi_bed.policies import CoinFlip
@@ -78,6 +78,8 @@ def run_treatment_study(
         raise ValueError(
             f"the policy is for {policy.covariate_dim} covariates, the problem has {problem.covariate_dim}."
         )
+    if policy.num_arms != problem.num_arms:
+        raise ValueError(f"the policy is for {policy.num_arms} arms, the problem has {problem.num_arms}.")
     predictor = predictor_for(policy, nuisance)
     with seeded(seed):
         if problem.batch_shape:
@@ -93,7 +95,7 @@ def run_treatment_study(
     )
     return TreatmentStudy(
         log,
-        problem.effect.expand(num),
+        problem.effect.expand(num, *problem.effect.shape[len(problem.batch_shape) :]),
         problem.bound.expand(num),
         problem.oracle(covariates),
         problem.regret(covariates, log.propensity),

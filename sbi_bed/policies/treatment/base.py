@@ -1,9 +1,10 @@
 r"""Policies that assign treatments: covariates of the next unit and the units before it -> probability of treatment.
 
 A unit t has covariates X_t, an arm A_t ∈ {0, 1} drawn with probability e_t for arm 1, and an outcome Y_t. The average
-treatment effect is estimated best if units are assigned by the Neyman rule e(x) = σ_1(x) / (σ_1(x) + σ_0(x)). A policy
-learns the variances from the units before. It never sees the unit that it assigns, so its predictions can serve as
-nuisances of an augmented inverse-probability-weighted estimate.
+treatment effect is estimated best if units are assigned by the Neyman rule e(x) = σ_1(x) / (σ_1(x) + σ_0(x)). With K > 2
+arms, arm 0 the control, a propensity is the probability of each arm, (..., K), and the rule is that of
+`simulators/treatment/arms.py`. A policy learns the variances from the units before. It never sees the unit that it assigns,
+so its predictions can serve as nuisances of an augmented inverse-probability-weighted estimate.
 
 Histories are tensors (..., T, d + 3): covariates (d), arm, outcome, and a mask that is 1 where the outcome was observed
 and 0 elsewhere (padding, or an outcome still to come), anywhere in the history.
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ...simulators.base import DesignSimulator
+from ...simulators.treatment.arms import arm_indicators, clip_shares, weighted_sds
 from ...utils.checks import as_finite_tensor, check_count
 from ..base import SavedPolicy
 
@@ -32,9 +34,9 @@ class StreamPredictions(NamedTuple):
     """A policy's propensities and predictions for units before they are assigned.
 
     Attributes:
-        propensity: Probability of arm 1, (...).
-        mean: Predicted outcome in each arm, (..., 2); None if the policy predicts none.
-        log_variance: Logarithm of the predictive variance in each arm, (..., 2), or None.
+        propensity: Probability of arm 1, (...); with K > 2 arms of each arm, (..., K).
+        mean: Predicted outcome in each arm, (..., K); None if the policy predicts none.
+        log_variance: Logarithm of the predictive variance in each arm, (..., K), or None.
     """
 
     propensity: Tensor
@@ -47,10 +49,12 @@ class TreatmentPolicy(SavedPolicy):
 
     Args:
         covariate_dim: Number d of covariates, 0 or more.
-        clip: Propensities lie in [clip, 1 − clip].
-        **config: The other arguments the policy was built with, plain data, from which `load_policy` builds it again.
+        clip: Smallest probability of any arm.
+        **config: The other arguments the policy was built with, plain data, from which `load_policy` builds it again;
+            `num_arms` if there may be more than two arms.
 
     Attributes:
+        num_arms: Number K of arms, arm 0 the control.
         has_predictions: Whether the policy predicts outcomes.
         reads_mixed_masks: Whether `read` takes histories whose masks differ within the batch.
         needs_outcomes: Whether predictions before the first outcome mean nothing, because the location of outcomes is
@@ -58,7 +62,7 @@ class TreatmentPolicy(SavedPolicy):
         config: All arguments but weights, as plain data.
 
     Raises:
-        ValueError: If clip is not between 0 and ½.
+        ValueError: If clip is not between 0 and one over the number of arms.
 
     Example:
         A policy that tosses a coin::
@@ -83,8 +87,11 @@ class TreatmentPolicy(SavedPolicy):
     def __init__(self, covariate_dim: int, clip: float = 0.05, **config: Any):
         super().__init__(covariate_dim=covariate_dim, clip=clip, **config)
         self.covariate_dim = check_count(covariate_dim, "covariate_dim", 0)
-        if not 0 < clip < 0.5:
-            raise ValueError(f"clip must lie between 0 and 1/2: propensities stay in [clip, 1 - clip]; got {clip}.")
+        self.num_arms = check_count(config.get("num_arms", 2), "num_arms", 2)
+        if not 0 < clip < 1 / self.num_arms:
+            raise ValueError(
+                f"clip must lie between 0 and 1/{self.num_arms}: no arm's probability is below it; got {clip}."
+            )
         self.clip = float(clip)
 
     @classmethod
@@ -108,7 +115,7 @@ class TreatmentPolicy(SavedPolicy):
             covariates: Shape (*sample, *batch, d).
 
         Returns:
-            Means and log variances, both (*sample, *batch, 2), arm 0 first.
+            Means and log variances, both (*sample, *batch, K), arm 0 first.
 
         Raises:
             NotImplementedError: If the policy predicts no outcomes (`has_predictions` is False).
@@ -116,7 +123,7 @@ class TreatmentPolicy(SavedPolicy):
         raise NotImplementedError(f"{type(self).__name__} predicts no outcomes: its has_predictions is False.")
 
     def propensity(self, state: Any, covariates: Tensor) -> Tensor:
-        """Probability of arm 1, (*sample, *batch), for covariates (*sample, *batch, d)."""
+        """Probability of arm 1, (*sample, *batch), or of each, (*sample, *batch, K), for covariates (*sample, *batch, d)."""
         return neyman_propensity(self.predict(state, covariates)[1], self.clip)
 
     def assess(self, state: Any, covariates: Tensor) -> StreamPredictions:
@@ -137,16 +144,16 @@ class TreatmentPolicy(SavedPolicy):
         return state
 
     def forward(self, history: Tensor, covariates: Tensor) -> Tensor:
-        """Probability of arm 1, (*batch), for the next unit.
+        """Probability of arm 1, (*batch), or of each of K > 2 arms, (*batch, K), for the next unit.
 
         Args:
             history: Units before, (*batch, T, d + 3); the mask may differ within the batch.
             covariates: Of the next unit, (*batch, d).
 
         Raises:
-            ValueError: If a tensor has another width or is not finite, or arms or mask are not 0 and 1.
+            ValueError: If a tensor has another width or is not finite, or there is no such arm, or a mask is not 0 or 1.
         """
-        history = check_units(history, self.covariate_dim)
+        history = check_units(history, self.covariate_dim, self.num_arms)
         covariates = as_finite_tensor(covariates, "covariates", self.covariate_dim).to(history)
         if covariates.shape[:-1] != history.shape[:-2]:
             raise ValueError(
@@ -157,7 +164,7 @@ class TreatmentPolicy(SavedPolicy):
             return self.propensity(self.read(history), covariates)
         rows = history.reshape(-1, *history.shape[-2:]), covariates.reshape(-1, self.covariate_dim)
         propensities = [self.propensity(self.read(row), x) for row, x in zip(*rows, strict=True)]
-        return torch.stack(propensities).reshape(history.shape[:-2])
+        return torch.stack(propensities).unflatten(0, history.shape[:-2])
 
     def along(self, history: Tensor, places: Tensor | None = None) -> StreamPredictions:
         """Propensity and predictions for units of a history, each from the units before it.
@@ -181,9 +188,10 @@ class TreatmentPolicy(SavedPolicy):
                 state = self.update(state, covariates, unit[..., -3], unit[..., -2])
         order = sorted(found) if places is None else places.tolist()
         propensity, mean, log_variance = zip(*(found[t] for t in order), strict=True)
+        stacked = torch.stack(propensity, history.ndim - 2)
         if not self.has_predictions:
-            return StreamPredictions(torch.stack(propensity, -1), None, None)
-        return StreamPredictions(torch.stack(propensity, -1), torch.stack(mean, -2), torch.stack(log_variance, -2))
+            return StreamPredictions(stacked, None, None)
+        return StreamPredictions(stacked, torch.stack(mean, -2), torch.stack(log_variance, -2))
 
 
 def _masks_differ(history: Tensor) -> bool:
@@ -192,12 +200,15 @@ def _masks_differ(history: Tensor) -> bool:
 
 
 def neyman_propensity(log_variance: Tensor, clip: float) -> Tensor:
-    """√v_1 / (√v_1 + √v_0), kept within [clip, 1 − clip], shape (...), for log variances (..., 2) of arms 0 and 1."""
+    """√v_1 / (√v_1 + √v_0), (...), for log variances (..., 2); the best shares, (..., K), for (..., K); at least `clip`."""
+    if log_variance.shape[-1] > 2:
+        weighted = weighted_sds((0.5 * (log_variance - log_variance.amax(-1, keepdim=True))).exp())
+        return clip_shares(weighted / weighted.sum(-1, keepdim=True), clip)
     return torch.sigmoid(0.5 * (log_variance[..., 1] - log_variance[..., 0])).clamp(clip, 1 - clip)
 
 
-def check_units(history: Tensor, covariate_dim: int) -> Tensor:
-    """Return a history (..., T, d + 3) if it is one: finite, arms and mask 0 or 1.
+def check_units(history: Tensor, covariate_dim: int, num_arms: int = 2) -> Tensor:
+    """Return a history (..., T, d + 3) if it is one: finite, arms 0 … K − 1, mask 0 or 1.
 
     Raises:
         ValueError: If it is not.
@@ -205,9 +216,9 @@ def check_units(history: Tensor, covariate_dim: int) -> Tensor:
     history = as_finite_tensor(history, "history", covariate_dim + 3)
     if history.ndim < 2:
         raise ValueError(f"history must have shape (..., units, d + 3), got {tuple(history.shape)}.")
-    for channel, name in ((-1, "mask"), (-3, "arm")):
-        wrong = (history[..., channel] != 0) & (history[..., channel] != 1)
+    for channel, name, num in ((-1, "mask", 2), (-3, "arm", num_arms)):
+        wrong = arm_indicators(history[..., channel], num).sum(-1) == 0
         if wrong.any():
-            index = tuple(wrong.nonzero()[0].tolist())
-            raise ValueError(f"the {name} of a unit must be 0 or 1, got {history[..., channel][index]} at {index}.")
+            index, allowed = tuple(wrong.nonzero()[0].tolist()), " or ".join(map(str, range(num)))
+            raise ValueError(f"the {name} of a unit must be {allowed}, got {history[..., channel][index]} at {index}.")
     return history

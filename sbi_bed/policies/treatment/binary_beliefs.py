@@ -2,7 +2,7 @@ r"""Bayesian beliefs about the probability of a binary outcome, a logistic serie
 
     P(y_i = 1) = s(η + φ_i'w),   s(u) = 1 / (1 + exp(−u)),   w ~ N(0, D),
 
-with η the logit of the pooled rate (Σ y + ½) / (n + 1) of both arms. Newton's method finds the mode of p(w | y); Laplace's
+with η the logit of the pooled rate (Σ y + ½) / (n + 1) of all arms. Newton's method finds the mode of p(w | y); Laplace's
 method around it gives a normal posterior N(ŵ, H⁻¹), H = D⁻¹ + Σ_i p_i (1 − p_i) φ_i φ_i', and the evidence. The predictive
 probability is s(u / √(1 + π v / 8)) for a logit of mean u and variance v (MacKay 1992), and the predictive variance of an
 outcome is p (1 − p): the noise and what is not known of p are both in it.
@@ -48,12 +48,12 @@ class BinaryBeliefs(NamedTuple):
 
 
 def fit_binary_beliefs(features: Tensor, outcome: Tensor, weight: Tensor, sd: Tensor) -> BinaryBeliefs:
-    """Beliefs after data, for both arms at once.
+    """Beliefs after data, for all arms at once.
 
     Args:
         features: φ_i, (..., n, m); broadcasts with the others.
-        outcome: y_i, 0 or 1, (2, ..., n).
-        weight: 1 for data to use, 0 for data to leave out, (2, ..., n); the first dimension is the arm.
+        outcome: y_i, 0 or 1, (K, ..., n).
+        weight: 1 for data to use, 0 for data to leave out, (K, ..., n); the first dimension is the arm.
         sd: Prior sd of w, (m,).
     """
     rate = ((weight * outcome).sum((0, -1)) + 0.5) / (weight.sum((0, -1)) + 1)

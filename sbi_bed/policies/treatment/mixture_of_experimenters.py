@@ -42,7 +42,7 @@ class MixtureOfExperimenters(TreatmentPolicy):
 
     Raises:
         TypeError: If an expert is no `TreatmentPolicy`, or predicts nothing.
-        ValueError: If there is none, they have different covariates, or weights do not fit.
+        ValueError: If there is none, they have different covariates or arms, or weights do not fit.
 
     Example:
         >>> from sbi_bed.policies import NeymanTeacher
@@ -63,10 +63,14 @@ class MixtureOfExperimenters(TreatmentPolicy):
         dims = [expert.covariate_dim for expert in experts]
         if len(set(dims)) > 1:
             raise ValueError(f"experts must have the same covariates, got {dims} of them.")
+        arms = [expert.num_arms for expert in experts]
+        if len(set(arms)) > 1:
+            raise ValueError(f"experts must have the same arms, got {arms} of them.")
         prior = torch.zeros(len(experts)) if log_prior is None else as_finite_tensor(log_prior, "log_prior")
         if prior.shape != (len(experts),):
             raise ValueError(f"log_prior must have {len(experts)} values, one an expert, got {tuple(prior.shape)}.")
         super().__init__(dims[0], clip=min(expert.clip for expert in experts))
+        self.num_arms = arms[0]
         self.config = {"experts": [{"policy": type(e).__name__, "config": e.config} for e in experts]}
         self.needs_outcomes = any(expert.needs_outcomes for expert in experts)
         self.experts = nn.ModuleList(experts)
@@ -100,20 +104,19 @@ class MixtureOfExperimenters(TreatmentPolicy):
         return _mixture_moments(both, state.log_weights.log_softmax(-1))
 
     def propensity(self, state: _State, covariates: Tensor) -> Tensor:
-        """Weighted mean of the experts' propensities, (*sample, *batch)."""
-        each = [e.propensity for e in self._answers(state, covariates)]
-        return (torch.stack(each, -1) * self.gate(state)).sum(-1)
+        """Weighted mean of the experts' propensities, (*sample, *batch) or (*sample, *batch, K)."""
+        return self._mean_propensity(self._answers(state, covariates), self.gate(state))
 
     def along(self, history: Tensor, places: Tensor | None = None) -> StreamPredictions:
         """All units, or those at some places; see `TreatmentPolicy`."""
         each = [expert.along(history) for expert in self._each()]
         log_weights = self._log_weights(history, each)[..., :-1, :].log_softmax(-1)
-        propensity = (torch.stack([e.propensity for e in each], -1) * log_weights.exp()).sum(-1)
+        propensity = self._mean_propensity(each, log_weights.exp())
         moments = _mixture_moments([(e.mean, e.log_variance) for e in each], log_weights)
-        parts = StreamPredictions(propensity, *moments)
         if places is None:
-            return parts
-        return StreamPredictions(propensity[..., places], *(part[..., places, :] for part in moments))
+            return StreamPredictions(propensity, *moments)
+        parts = (part.index_select(history.ndim - 2, places) for part in (propensity, *moments))
+        return StreamPredictions(*parts)
 
     def read(self, history: Tensor) -> _State:
         """State after a history (*batch, T, d + 3) whose mask is the same in the whole batch."""
@@ -121,6 +124,11 @@ class MixtureOfExperimenters(TreatmentPolicy):
             return self.initial_state(history.shape[:-2])
         log_weights = self._log_weights(history, [expert.along(history) for expert in self._each()])
         return _State(tuple(expert.read(history) for expert in self._each()), log_weights[..., -1, :], [])
+
+    def _mean_propensity(self, each: Sequence[StreamPredictions], weights: Tensor) -> Tensor:
+        """Mean propensity under weights (..., E) of the E experts."""
+        weights = weights if self.num_arms == 2 else weights.unsqueeze(-2)
+        return (torch.stack([e.propensity for e in each], -1) * weights).sum(-1)
 
     def _log_weights(self, history: Tensor, each: Sequence[StreamPredictions]) -> Tensor:
         """Weights before each unit and after the last, (*batch, T + 1, K), not normalised."""

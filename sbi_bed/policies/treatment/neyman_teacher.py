@@ -8,6 +8,9 @@ far. From the posterior log σ_a²(x) ~ N(μ_a, s_a²), f_a(x) ~ N(m_a, c_a²), 
 - "posterior": the posterior mean of σ_1 / (σ_1 + σ_0), by Gauss-Hermite quadrature over log σ_1² − log σ_0²;
 - "plug-in": the Neyman propensity at the posterior means of log σ_a².
 
+With K > 2 arms, arm 0 the control, "predictive" and "plug-in" give the shares that minimise the sum of the variances of the
+K − 1 effects against the control, π_0 ∝ √(K − 1) √v_0 and π_a ∝ √v_a (`simulators/treatment/arms.py`).
+
 Binary outcomes have logistic series instead (`binary_beliefs`), v_a = p_a (1 − p_a) and the "predictive" rule.
 """
 
@@ -21,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...simulators.treatment.arms import arm_indicators
 from ...utils.checks import check_choice, check_count, check_positive
 from .arm_moments import ArmMoments
 from .base import TreatmentPolicy, check_units, neyman_propensity
@@ -34,7 +38,7 @@ __all__ = ["NeymanTeacher"]
 class _Binary(NamedTuple):
     holds: Tensor  # whether outcomes are binary, (*batch)
     unit: OutcomeUnit  # of outcomes that are 0 or 1 in standard units
-    beliefs: BinaryBeliefs  # of both arms, (2, *batch)
+    beliefs: BinaryBeliefs  # of all arms, (K, *batch)
 
     def predict(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Predictive mean and log variance of each arm, each (*sample, *batch), in standard units."""
@@ -43,7 +47,7 @@ class _Binary(NamedTuple):
 
 class _Beliefs(NamedTuple):
     unit: OutcomeUnit  # in which series have a prior of scale 1
-    series: SeriesBeliefs  # of both arms, (2, *batch)
+    series: SeriesBeliefs  # of all arms, (K, *batch)
     binary: _Binary | None  # where some outcomes of the batch are binary
 
 
@@ -60,11 +64,11 @@ class NeymanTeacher(TreatmentPolicy):
     Args:
         covariate_dim: Number d of covariates, 0 or more.
         smoothness: α of the prior.
-        clip: Propensities lie in [clip, 1 − clip].
+        clip: Smallest probability of any arm.
         burn_in: Number of first units that a fair coin assigns.
         refit_every: Live, beliefs are updated each time this number of outcomes has come, at a cost of O(t). A history that
             is given at once is always read to its end.
-        rule: "predictive", "posterior" or "plug-in", see above.
+        rule: "predictive", "posterior" (of two arms only) or "plug-in", see above.
         num_functions: Functions in a series; see `UnitFeatures`.
         mean_scale: Prior sd of f_a(x), in units of `outcome_scale`.
         log_variance_scale: Prior sd of log σ_a²(x).
@@ -77,6 +81,7 @@ class NeymanTeacher(TreatmentPolicy):
         outcome_space: "binary" for outcomes 0 and 1, "real" for others. If None, outcomes are binary while they take
             exactly two values.
         logit_scale: Prior sd of the logit of P(Y = 1 | x), for binary outcomes.
+        num_arms: Number K of arms, arm 0 the control.
 
     Covariates up to three have tensor products of cosines, more have linear functions and random features.
 
@@ -96,6 +101,8 @@ class NeymanTeacher(TreatmentPolicy):
         >>> history = torch.zeros(4, 30, 4)  # four experiments of no unit yet, padded
         >>> teacher(history, torch.rand(4, 1))
         tensor([0.5000, 0.5000, 0.5000, 0.5000], dtype=torch.float64)
+        >>> NeymanTeacher(covariate_dim=1, num_arms=4)(history, torch.rand(4, 1))[0]
+        tensor([0.2500, 0.2500, 0.2500, 0.2500], dtype=torch.float64)
     """
 
     reads_mixed_masks = True
@@ -122,16 +129,19 @@ class NeymanTeacher(TreatmentPolicy):
         outcome_scale: float | None = None,
         outcome_space: Literal["real", "binary"] | None = None,
         logit_scale: float = 1.5,
+        num_arms: int = 2,
     ):
         unit: dict[str, Any] = {"num_functions": num_functions, "outcome_centre": outcome_centre}
         unit |= {"outcome_scale": outcome_scale, "covariate_low": covariate_low, "covariate_high": covariate_high}
         scales = {"mean_scale": mean_scale, "log_variance_scale": log_variance_scale}
         rules = {"burn_in": burn_in, "refit_every": refit_every, "rule": rule, "smoothness": smoothness}
         binary = {"outcome_space": outcome_space, "logit_scale": logit_scale}
-        super().__init__(covariate_dim, clip, **rules, **scales, **binary, **unit)
+        super().__init__(covariate_dim, clip, **rules, **scales, **binary, **unit, num_arms=num_arms)
         self.smoothness = check_positive(smoothness, "smoothness")
         self.burn_in, self.refit_every = check_count(burn_in, "burn_in", 0), check_count(refit_every, "refit_every")
         self.rule = check_choice(rule, "rule", ("predictive", "posterior", "plug-in"))
+        if rule == "posterior" and num_arms > 2:
+            raise ValueError(f"rule 'posterior' is for two arms, there are {num_arms}: take 'predictive' or 'plug-in'.")
         self.outcome_space = check_choice(outcome_space, "outcome_space", ("real", "binary", None))
         self.needs_outcomes = outcome_centre is None
         self.units = UnitFeatures(covariate_dim, self.smoothness, **unit)
@@ -150,9 +160,9 @@ class NeymanTeacher(TreatmentPolicy):
         """Prior beliefs."""
         shape = tuple(batch_shape)
         units = self.mean_sd.new_zeros(*shape, 0, len(self.units) + 3)
-        unit = self.units.outcome_unit(*units[..., -3:].unbind(-1))
-        beliefs = prior_beliefs(self.mean_sd, self.log_variance_sd, (2, *shape))
-        return _State(units, ArmMoments.none(shape), _Beliefs(unit, beliefs, None), 0)
+        unit = self.units.outcome_unit(*units[..., -3:].unbind(-1), num_arms=self.num_arms)
+        beliefs = prior_beliefs(self.mean_sd, self.log_variance_sd, (self.num_arms, *shape))
+        return _State(units, ArmMoments.none(shape, self.num_arms), _Beliefs(unit, beliefs, None), 0)
 
     def update(self, state: _State, covariates: Tensor, arm: Tensor, outcome: Tensor) -> _State:
         """Beliefs after one more unit, if it is time to refit."""
@@ -167,7 +177,8 @@ class NeymanTeacher(TreatmentPolicy):
         units = self.units.encode(history)
         if units.shape[-2] == 0:
             return self.initial_state(units.shape[:-2])
-        return _State(units, ArmMoments.of(*units[..., -3:].unbind(-1)), self._fit(units), units.shape[-2])
+        moments = ArmMoments.of(*units[..., -3:].unbind(-1), num_arms=self.num_arms)
+        return _State(units, moments, self._fit(units), units.shape[-2])
 
     # ---- what follows from beliefs
 
@@ -189,20 +200,20 @@ class NeymanTeacher(TreatmentPolicy):
         return torch.where(which, share, mean), torch.where(which, log_noise, total)
 
     def propensity(self, state: _State, covariates: Tensor) -> Tensor:
-        """Probability of arm 1 by the rule; ½ in the burn-in and before the first fit."""
+        """Probability of arm 1, or of each of K > 2 arms, by the rule; 1 / K in the burn-in and before the first fit."""
         propensity = neyman_propensity(self.predict(state, covariates)[1], self.clip)
         if self.rule != "predictive":
             _, _, log_variance, spread = self._moments(state, covariates)
-            ratio = log_variance[..., 1] - log_variance[..., 0]
             if self.rule == "posterior":
-                ratio = ratio.unsqueeze(-1) + spread.sum(-1, keepdim=True).sqrt() * self.nodes
+                ratio = (log_variance[..., 1] - log_variance[..., 0]).unsqueeze(-1)
+                ratio = ratio + spread.sum(-1, keepdim=True).sqrt() * self.nodes
                 by_rule = (torch.sigmoid(0.5 * ratio) @ self.node_weights).clamp(self.clip, 1 - self.clip)
             else:
-                by_rule = torch.sigmoid(0.5 * ratio).clamp(self.clip, 1 - self.clip)
+                by_rule = neyman_propensity(log_variance, self.clip)
             binary = state.beliefs.binary
-            propensity = by_rule if binary is None else torch.where(binary.holds, propensity, by_rule)
+            propensity = by_rule if binary is None else torch.where(self._by_arm(binary.holds), propensity, by_rule)
         too_early = state.units[..., -1].sum(-1) < (self.burn_in if state.num_fitted else math.inf)
-        return torch.where(too_early, 0.5, propensity)
+        return torch.where(self._by_arm(too_early), 1 / self.num_arms, propensity)
 
     def log_evidence(self, history: Tensor) -> Tensor:
         """log p(outcomes | covariates, arms) of a history (*batch, T, d + 3) under the prior, (*batch), float64, nats.
@@ -211,19 +222,23 @@ class NeymanTeacher(TreatmentPolicy):
         outcomes that were given, or those of the history.
 
         Raises:
-            ValueError: If the history has another width or is not finite, or arms or mask are not 0 and 1.
+            ValueError: If the history has another width or is not finite, or there is no such arm, or a mask is not 0 or 1.
         """
-        history = check_units(history, self.covariate_dim).double()
+        history = check_units(history, self.covariate_dim, self.num_arms).double()
         beliefs = self.read(history).beliefs
         evidence = beliefs.series.log_evidence.sum(0) - history[..., -1].sum(-1) * beliefs.unit.scale.log()
         if beliefs.binary is None:
             return evidence
         return torch.where(beliefs.binary.holds, beliefs.binary.beliefs.log_evidence.sum(0), evidence)
 
+    def _by_arm(self, value: Tensor) -> Tensor:
+        """Values (*batch) as they broadcast with propensities."""
+        return value if self.num_arms == 2 else value.unsqueeze(-1)
+
     def _fit(self, units: Tensor) -> _Beliefs:
         features, arm, outcome, mask = units[..., :-3], *units[..., -3:].unbind(-1)
-        weight = torch.stack([mask * (1 - arm), mask * arm])
-        unit = self.units.outcome_unit(arm, outcome, mask)
+        weight = mask * arm_indicators(arm, self.num_arms).movedim(-1, 0)
+        unit = self.units.outcome_unit(arm, outcome, mask, num_arms=self.num_arms)
         standard = (unit.standardise(outcome) * mask).expand_as(weight)
         series = fit_beliefs(features, standard, weight, self.mean_sd, self.log_variance_sd)
         return _Beliefs(unit, series, self._fit_binary(features, outcome, mask, weight))
@@ -244,12 +259,12 @@ class NeymanTeacher(TreatmentPolicy):
         ones = (outcome == high.unsqueeze(-1)).double().expand_as(weight)
         return _Binary(
             holds,
-            OutcomeUnit(low, high - low, holds, ArmMoments.none(low.shape), low, high, holds),
+            OutcomeUnit(low, high - low, holds, ArmMoments.none(low.shape, self.num_arms), low, high, holds),
             fit_binary_beliefs(features, ones, weight, self.logit_sd),
         )
 
     def _moments(self, state: _State, covariates: Tensor) -> list[Tensor]:
-        """Posterior means and variances of f_a and of log σ_a², each (*sample, *batch, 2), in standard units."""
+        """Posterior means and variances of f_a and of log σ_a², each (*sample, *batch, K), in standard units."""
         features = self.units.features(covariates.double())
         per_arm = [SeriesBeliefs(*part).moments(features) for part in zip(*state.beliefs.series, strict=True)]
         return [torch.stack(arms, -1) for arms in zip(*per_arm, strict=True)]

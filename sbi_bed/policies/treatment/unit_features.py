@@ -70,7 +70,7 @@ class OutcomeUnit(NamedTuple):
         return (outcome - self.centre.unsqueeze(-1)) / self.scale.unsqueeze(-1) * self.known.unsqueeze(-1)
 
     def rescale(self, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and log variances (*sample, *batch, 2), given in standard units, in the outcome's own unit.
+        """Means and log variances (*sample, *batch, K), given in standard units, in the outcome's own unit.
 
         Where there is no scale yet they are those of the arms so far.
         """
@@ -170,13 +170,13 @@ class UnitFeatures(nn.Module):
         rest = torch.stack([arm, outcome, torch.ones_like(outcome)], -1)
         return self.encode(torch.cat([covariates.double(), rest], -1)).unsqueeze(-2)
 
-    def outcome_unit(self, arm: Tensor, outcome: Tensor, weight: Tensor) -> OutcomeUnit:
+    def outcome_unit(self, arm: Tensor, outcome: Tensor, weight: Tensor, *, num_arms: int = 2) -> OutcomeUnit:
         """Location and scale: what was given, else from outcomes (*batch, n) whose weight is 1, in arms (*batch, n).
 
         While outcomes do not vary there is no scale.
         """
         arm, outcome, weight = torch.broadcast_tensors(arm, outcome, weight)
-        count, moments = weight.sum(-1), ArmMoments.of(arm, outcome, weight)
+        count, moments = weight.sum(-1), ArmMoments.of(arm, outcome, weight, num_arms=num_arms)
         values = two_values(outcome, weight > 0)
         if self.outcome_centre is None:
             centre = (weight * outcome).sum(-1) / count.clamp_min(1)

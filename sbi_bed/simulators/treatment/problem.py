@@ -6,6 +6,7 @@ Unit t has covariates X_t, an arm A_t drawn with probability e(X_t) for arm 1, a
     V(e) = E[σ_1²/e + σ_0²/(1 − e) + (f_1 − f_0 − τ)²],    V* = E[(σ_1 + σ_0)²] + Var(f_1(X) − f_0(X)),
 
 (Hahn 1998), V* at the Neyman propensity e* = σ_1 / (σ_1 + σ_0), and V(e) − V* = E[(σ_1 + σ_0)² (e − e*)² / (e (1 − e))].
+With more arms V is the sum over the effects of arms 1 … K − 1 against arm 0, and e* has the best shares (`arms.py`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,16 @@ from torch import Tensor
 
 from ...utils.checks import as_finite_tensor
 from ...utils.quasi_random import quasi_random_draws
+from .arms import arm_chances, as_propensity, weighted_sds
 
-__all__ = ["TreatmentProblem", "binary_outcomes", "linear_benchmark", "normal_outcomes", "two_arm_benchmark"]
+__all__ = [
+    "TreatmentProblem",
+    "binary_outcomes",
+    "linear_benchmark",
+    "multi_arm_benchmark",
+    "normal_outcomes",
+    "two_arm_benchmark",
+]
 
 
 def normal_outcomes(mean: Tensor, variance: Tensor) -> Tensor:
@@ -47,9 +56,9 @@ class TreatmentProblem:
 
     Args:
         draw_covariates: Number n -> covariates of n new units in each problem, (*batch, n, d).
-        moments: Covariates (*batch, n, d) -> means and variances of the outcomes, both (*batch, n, 2), arm 0 first.
+        moments: Covariates (*batch, n, d) -> means and variances of the outcomes, both (*batch, n, K), arm 0 first.
         nodes: Points (Q, d) of equal weight that represent the distribution of covariates.
-        simulate: Means and variances (*batch, n, 2) -> outcomes in both arms; normal if None.
+        simulate: Means and variances (*batch, n, K) -> outcomes in each arm; normal if None.
         batch_shape: Shape of the batch of problems.
         smoothness_class: Of each problem, which class it was drawn from, (*batch), if there are classes.
 
@@ -85,49 +94,60 @@ class TreatmentProblem:
         """Number d of covariates."""
         return self.nodes.shape[-1]
 
+    @property
+    def num_arms(self) -> int:
+        """Number K of arms, arm 0 the control."""
+        return self.moments(self._nodes()[..., :1, :])[0].shape[-1]
+
     def outcomes(self, covariates: Tensor) -> Tensor:
-        """Outcomes (*batch, n, 2) that units with covariates (*batch, n, d) would have in arm 0 and in arm 1."""
+        """Outcomes (*batch, n, K) that units with covariates (*batch, n, d) would have in each arm."""
         return self._simulate(*self.moments(covariates))
 
     def oracle(self, covariates: Tensor) -> Tensor:
-        """The Neyman propensity e*(x), (*batch, n)."""
-        sd = self.moments(covariates)[1].sqrt()
-        return sd[..., 1] / sd.sum(-1)
+        """The Neyman propensity e*(x): (*batch, n) for two arms, else the best shares (*batch, n, K)."""
+        return as_propensity(self._best(covariates)[0])
 
     @property
     def effect(self) -> Tensor:
-        """The average treatment effect τ, (*batch)."""
-        mean, _ = self._at_nodes()
-        return (mean[..., 1] - mean[..., 0]).mean(-1)
+        """The average treatment effect τ: (*batch) for two arms, else of each against arm 0, (*batch, K − 1)."""
+        effects = self._effects().mean(-2)
+        return effects.squeeze(-1) if effects.shape[-1] == 1 else effects
 
     @property
     def bound(self) -> Tensor:
-        """The smallest asymptotic variance V* of any design, (*batch)."""
-        mean, variance = self._at_nodes()
-        return variance.sqrt().sum(-1).square().mean(-1) + (mean[..., 1] - mean[..., 0]).var(-1, correction=0)
+        """The smallest asymptotic variance V* of any design, summed over effects, (*batch)."""
+        _, total = self._best(self._nodes())
+        return total.square().mean(-1) + self._effects().var(-2, correction=0).sum(-1)
 
     def variance(self, propensity: Callable[[Tensor], Tensor]) -> Tensor:
-        """V(e), (*batch), of a fixed design: covariates (*batch, n, d) -> propensities (*batch, n)."""
+        """V(e), (*batch), of a fixed design: covariates (*batch, n, d) -> propensities (*batch, n) or (*batch, n, K)."""
         return self.bound + self.regret(self._nodes(), propensity(self._nodes())).mean(-1)
 
     def regret(self, covariates: Tensor, propensity: Tensor) -> Tensor:
-        """(σ_1 + σ_0)² (e − e*)² / (e (1 − e)) at each unit, (*batch, n); its mean over units is V(e) − V*.
+        """(σ_1 + σ_0)² (e − e*)² / (e (1 − e)), or its like for K arms, at each unit, (*batch, n); the mean is V(e) − V*.
 
         Raises:
             ValueError: If a propensity does not lie between 0 and 1.
         """
         if not bool(((propensity > 0) & (propensity < 1)).all()):
             raise ValueError("propensities must lie strictly between 0 and 1: give every unit a chance of both arms.")
-        sd = self.moments(covariates)[1].sqrt()
-        total = sd.sum(-1)
-        gap = propensity - sd[..., 1] / total
-        return (total * gap).square() / (propensity * (1 - propensity))
+        best, total = self._best(covariates)
+        chances = arm_chances(propensity, best.shape[-1])
+        return (total.unsqueeze(-1) * (chances - best)).square().div(chances).sum(-1)
 
     def _nodes(self) -> Tensor:
         return self.nodes.expand(*self.batch_shape, *self.nodes.shape)
 
-    def _at_nodes(self) -> tuple[Tensor, Tensor]:
-        return self.moments(self._nodes())
+    def _effects(self) -> Tensor:
+        """Effects of arms 1 … K − 1 at the nodes, (*batch, Q, K − 1)."""
+        mean = self.moments(self._nodes())[0]
+        return mean[..., 1:] - mean[..., :1]
+
+    def _best(self, covariates: Tensor) -> tuple[Tensor, Tensor]:
+        """The best shares, (*batch, n, K), and Σ_a w_a σ_a, (*batch, n)."""
+        weighted = weighted_sds(self.moments(covariates)[1].sqrt())
+        total = weighted.sum(-1)
+        return weighted / total.unsqueeze(-1), total
 
 
 def two_arm_benchmark() -> TreatmentProblem:
@@ -137,10 +157,27 @@ def two_arm_benchmark() -> TreatmentProblem:
         >>> float(two_arm_benchmark().bound)
         16.0
     """
+    return multi_arm_benchmark((1.0, 3.0))
+
+
+def multi_arm_benchmark(
+    sds: Sequence[float] = (3.0, 1.0, 1.0), means: Sequence[float] | None = None
+) -> TreatmentProblem:
+    """No covariates, normal outcomes: V* = (√(K − 1) σ_0 + σ_1 + … )².
+
+    Args:
+        sds: Standard deviation of the outcomes in each arm, (K,), arm 0 the control.
+        means: Their means, (K,); 0 if None.
+
+    Example:
+        >>> problem = multi_arm_benchmark()
+        >>> round(float(problem.bound), 2), [round(share, 2) for share in problem.oracle(problem.nodes)[0].tolist()]
+        (38.97, [0.68, 0.16, 0.16])
+    """
 
     def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-        ones = x.new_ones(*x.shape[:-1], 2)
-        return 0 * ones, ones * x.new_tensor([1.0, 9.0])
+        ones = x.new_ones(*x.shape[:-1], len(sds))
+        return ones * x.new_tensor(means or [0.0] * len(sds)), ones * x.new_tensor([sd**2 for sd in sds])
 
     return TreatmentProblem(lambda num: torch.zeros(num, 0).double(), moments, torch.zeros(1, 0).double())
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...utils.checks import check_count, check_positive
 from ...utils.quasi_random import quasi_random_draws
 from ...utils.seeding import seeded
+from .arms import draw_arms
 from .function_basis import CosineSeries
 from .problem import TreatmentProblem, binary_outcomes
 
@@ -32,10 +33,12 @@ class TreatmentStream:
         mean_scale: Prior sd of f_a(x), in units of the outcome.
         log_variance_scale: Prior sd of log σ_a²(x).
         outcome: "normal"; "binary": outcomes 0 and 1 of probability 1 / (1 + exp(−f_a(x))), whose variances follow from
-            it; or your own simulator, means and variances (*batch, n, 2) -> outcomes with these in both arms.
+            it; or your own simulator, means and variances (*batch, n, K) -> outcomes with these in each arm.
+        num_arms: Number K of arms, arm 0 the control.
 
     Attributes:
         basis: Functions that f_a and log σ_a² are series of.
+        num_arms: Number of arms.
 
     Raises:
         ValueError: If a smoothness or scale is not positive, or the outcome is none of these.
@@ -55,6 +58,7 @@ class TreatmentStream:
         mean_scale: float = 1.0,
         log_variance_scale: float = 1.5,
         outcome: Literal["normal", "binary"] | Callable[[Tensor, Tensor], Tensor] = "normal",
+        num_arms: int = 2,
     ):
         classes = [smoothness] if isinstance(smoothness, (int, float)) else list(smoothness)
         if not classes:
@@ -65,7 +69,7 @@ class TreatmentStream:
         self.log_variance_scale = check_positive(log_variance_scale, "log_variance_scale")
         if not (outcome in ("normal", "binary") or callable(outcome)):
             raise ValueError(f"outcome must be 'normal', 'binary' or a simulator of outcomes, got {outcome!r}.")
-        self.outcome = outcome
+        self.outcome, self.num_arms = outcome, check_count(num_arms, "num_arms", 2)
         uniform = torch.distributions.Uniform(torch.zeros(covariate_dim).double(), torch.ones(covariate_dim).double())
         if covariate_dim == 1:
             self._nodes = (torch.arange(512).double().unsqueeze(-1) + 0.5) / 512  # exact for cosines to k = 511
@@ -84,7 +88,7 @@ class TreatmentStream:
         num = check_count(num_episodes, "num_episodes")
         with seeded(seed):
             which = torch.randint(len(self.smoothness), (num,))
-            weights = torch.randn(2, num, 2, len(self.basis), dtype=torch.float64)
+            weights = torch.randn(2, num, self.num_arms, len(self.basis), dtype=torch.float64)
         for part, scale in zip(weights, (self.mean_scale, self.log_variance_scale), strict=True):
             part *= torch.stack([self.basis.sd(alpha, scale) for alpha in self.smoothness])[which].unsqueeze(1)
 
@@ -107,10 +111,10 @@ class StreamRollout(NamedTuple):
 
     Attributes:
         history: Units (*batch, T, d + 3), all observed.
-        propensity: Probability of arm 1 that each was assigned with, (*batch, T).
+        propensity: Probability of arm 1 that each was assigned with, (*batch, T); of each arm, (*batch, T, K), if K > 2.
         regret: Of each unit, (*batch, T); see `TreatmentProblem.regret`.
-        mean: Outcome that the policy predicted in each arm, (*batch, T, 2), if asked for.
-        log_variance: Log of the predictive variance, (*batch, T, 2), if asked for.
+        mean: Outcome that the policy predicted in each arm, (*batch, T, K), if asked for.
+        log_variance: Log of the predictive variance, (*batch, T, K), if asked for.
     """
 
     history: Tensor
@@ -160,13 +164,14 @@ def assign_units(
     Args:
         policy: A `TreatmentPolicy`.
         covariates: Of each unit, (*batch, T, d).
-        outcomes: Of each unit in either arm, (*batch, T, 2).
-        uniform: Draws that decide, arm 1 where they are below the propensity, (*batch, T).
+        outcomes: Of each unit in each arm, (*batch, T, K).
+        uniform: Draws that decide, (*batch, T), see `draw_arms`; for two arms arm 1 where they are below the propensity.
         predictor: The `TreatmentPolicy` whose predictions of each unit, made before it is assigned, are kept; it may be the
             policy. None: nothing is kept.
 
     Returns:
-        History (*batch, T, d + 3), propensities (*batch, T), and mean and log variance, each (*batch, T, 2), if predicted.
+        History (*batch, T, d + 3), propensities (*batch, T) or (*batch, T, K), and mean and log variance, each
+        (*batch, T, K), if predicted.
     """
     state = policy.initial_state(covariates.shape[:-2])
     beliefs = None if predictor is None or predictor is policy else predictor.initial_state(covariates.shape[:-2])
@@ -175,12 +180,12 @@ def assign_units(
         propensity = policy.propensity(state, x).double()
         if predictor is not None:
             predictions.append(predictor.predict(state if predictor is policy else beliefs, x))
-        arm = (u < propensity).to(both)
-        outcome = torch.where(arm > 0, both[..., 1], both[..., 0])
+        drawn = draw_arms(u, propensity, both.shape[-1])
+        arm, outcome = drawn.to(both), both.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
         state = policy.update(state, x, arm, outcome)
         if predictor is not None and predictor is not policy:
             beliefs = predictor.update(beliefs, x, arm, outcome)
         units.append(torch.cat([x, torch.stack([arm, outcome, torch.ones_like(arm)], -1)], -1))
         propensities.append(propensity)
     predicted = [torch.stack(part, -2) for part in zip(*predictions, strict=True)]
-    return torch.stack(units, -2), torch.stack(propensities, -1), predicted
+    return torch.stack(units, -2), torch.stack(propensities, covariates.ndim - 2), predicted

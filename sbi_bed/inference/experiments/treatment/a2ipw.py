@@ -17,6 +17,9 @@ confidence sequence (Waudby-Smith et al. 2024, arXiv 2103.06476)
     τ̂_t ± σ̂_t √( 2 (tρ² + 1) / (t²ρ²) · log( √(tρ² + 1) / α ) )
 
 covers τ at all t at once. It is tightest at the t where s = tρ² solves s = log(s + 1) + 2 log(1/α).
+
+With K > 2 arms, arm 0 the control, each of the effects τ_1 … τ_{K−1} against it has its own scores, in which units of the
+other arms count as units of neither. Intervals that hold for all effects together take α / (K − 1) for each (Bonferroni).
 """
 
 from __future__ import annotations
@@ -29,13 +32,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....simulators.treatment.arms import arm_chances, arm_indicators
 from ....utils.checks import as_finite_tensor, check_count, check_fraction
+from ....utils.text_table import format_table
 
 __all__ = [
     "AteEstimate",
     "a2ipw_scores",
     "check_arm",
     "check_propensity",
+    "contrast_scores",
     "estimate_ate",
     "mixture_scale",
 ]
@@ -47,14 +53,18 @@ FIRST_LOOK = 20  # below this many units σ̂ is too rough for an asymptotic con
 class AteEstimate:
     """Average treatment effect with a standard error and intervals; numbers, or tensors of one shape.
 
+    With K > 2 arms the last dimension are the effects of arms 1 … K − 1 against arm 0, (..., K − 1).
+
     Attributes:
         ate: Estimate, in the outcome's unit.
         stderr: Its standard error; infinite with fewer than two units.
-        interval: Lower and upper end of the Wald interval, for one look at a time fixed beforehand.
-        confidence_sequence: Lower and upper end of the interval that holds however often one looks; infinite below 20
-            units.
+        interval: Lower and upper end of the Wald interval of each effect, for one look at a time fixed beforehand.
+        confidence_sequence: Lower and upper end of the interval that holds however often one looks, for all effects
+            together; infinite below 20 units.
         num_units: Number of units that it rests on.
-        level: Level of both intervals.
+        level: Level of all intervals.
+        joint_interval: As `interval`, but intervals that hold for all effects together; the same with two arms.
+        num_arms: Number K of arms.
     """
 
     ate: Any
@@ -63,6 +73,8 @@ class AteEstimate:
     confidence_sequence: tuple[Any, Any]
     num_units: Any
     level: float
+    joint_interval: tuple[Any, Any]
+    num_arms: int = 2
 
     def at(self, index: Any) -> AteEstimate:
         """The same at one place of tensors; numbers if that is a single one.
@@ -82,6 +94,19 @@ class AteEstimate:
         return AteEstimate(**{field.name: pick(getattr(self, field.name)) for field in fields(self)})
 
     def __str__(self) -> str:
+        if self.num_arms > 2 and self.ate.ndim == 1:
+            each = zip(self.ate, self.stderr, *self.interval, *self.confidence_sequence, self.num_units, strict=True)
+            rows = [
+                (
+                    f"arm {a} − arm 0",
+                    f"{t:.4g} ± {s:.2g}",
+                    f"[{lo:.4g}, {up:.4g}]",
+                    f"[{first:.4g}, {last:.4g}]",
+                    f"{n}",
+                )
+                for a, (t, s, lo, up, first, last, n) in enumerate(each, 1)
+            ]
+            return format_table(("", "effect", f"{self.level:.0%} interval", "all, at any time", "units"), rows)
         if isinstance(self.ate, Tensor):
             return f"AteEstimate of shape {tuple(self.ate.shape)} at level {self.level:g}"
         return (
@@ -92,33 +117,50 @@ class AteEstimate:
 
 
 def a2ipw_scores(arm: Any, outcome: Any, propensity: Any, predicted: Any) -> Tensor:
-    """Γ_t of each unit, (..., T), float64.
+    """Γ_t of each unit, (..., T), float64; with K > 2 arms of each effect, (..., T, K − 1).
 
     Args:
-        arm: Arm of each unit, 0 or 1, shape (..., T).
+        arm: Arm of each unit, 0 … K − 1, shape (..., T).
         outcome: Outcome (..., T).
-        propensity: Probability of arm 1 when it was drawn, strictly between 0 and 1, shape (..., T).
-        predicted: Outcome predicted for arm 0 and for arm 1 before it was known, (..., T, 2); zeros give plain inverse
-            weighting.
+        propensity: Probability of arm 1 when it was drawn, strictly between 0 and 1, shape (..., T); with K > 2 arms of
+            each arm, (..., T, K).
+        predicted: Outcome predicted for each arm before it was known, (..., T, K); zeros give plain inverse weighting.
 
     Raises:
-        ValueError: If shapes do not match, a number is not finite, an arm not 0 or 1, or a propensity not within (0, 1).
+        ValueError: If shapes do not match, a number is not finite, an arm unknown, or a propensity not within (0, 1).
 
     Example:
         >>> a2ipw_scores([1, 0], [3.0, 1.0], [0.5, 0.5], [[1.0, 2.0], [1.0, 2.0]])
         tensor([3., 1.], dtype=torch.float64)
     """
-    arm, propensity = check_arm(arm), check_propensity(propensity)
-    outcome = as_finite_tensor(outcome, "outcome").double()
-    predicted = as_finite_tensor(predicted, "predicted", last_dim=2).double()
-    shapes = [tuple(x.shape) for x in (arm, outcome, propensity, predicted[..., 0])]
-    if len(set(shapes)) > 1:
+    outcome, propensity = as_finite_tensor(outcome, "outcome").double(), check_propensity(propensity)
+    predicted = as_finite_tensor(predicted, "predicted", None if propensity.ndim > outcome.ndim else 2).double()
+    num_arms = predicted.shape[-1]
+    arm = check_arm(arm, num_arms)
+    wanted = [*[arm.shape] * 2, arm.shape if num_arms == 2 else (*arm.shape, num_arms), (*arm.shape, num_arms)]
+    if [outcome.shape, arm.shape, propensity.shape, predicted.shape] != wanted:
         raise ValueError(
-            "arm, outcome, propensity and predicted must have shapes (..., T), (..., T), (..., T) and (..., T, 2), got "
-            f"{shapes[0]}, {shapes[1]}, {shapes[2]} and {tuple(predicted.shape)}."
+            "arm, outcome, propensity and predicted must have shapes (..., T), (..., T), (..., T) and (..., T, 2), or with "
+            f"K > 2 arms (..., T), (..., T), (..., T, K) and (..., T, K), got {tuple(arm.shape)}, {tuple(outcome.shape)}, "
+            f"{tuple(propensity.shape)} and {tuple(predicted.shape)}."
         )
-    f0, f1 = predicted.unbind(-1)
-    return f1 - f0 + arm * (outcome - f1) / propensity - (1 - arm) * (outcome - f0) / (1 - propensity)
+    scores = contrast_scores(arm, outcome, arm_chances(propensity, num_arms), predicted)
+    return scores.squeeze(-1) if num_arms == 2 else scores
+
+
+def contrast_scores(arm: Tensor, outcome: Tensor, chances: Tensor, predicted: Tensor) -> Tensor:
+    """Γ of each effect against arm 0, (..., T, K − 1), of units with probabilities `chances` (..., T, K) of each arm.
+
+    A unit whose arm is none of 0 … K − 1 counts for its predictions only.
+
+    Example:
+        >>> chances, predicted = torch.full((2, 2), 0.25), torch.tensor([1.0, 2.0]).expand(2, 2)
+        >>> contrast_scores(torch.tensor([1.0, 5.0]), torch.tensor([3.0, 9.0]), chances, predicted)
+        tensor([[5.],
+                [1.]])
+    """
+    weighted = arm_indicators(arm, predicted.shape[-1]) * (outcome.unsqueeze(-1) - predicted) / chances
+    return predicted[..., 1:] - predicted[..., :1] + weighted[..., 1:] - weighted[..., :1]
 
 
 def estimate_ate(scores: Any, level: float = 0.95, tightest_at: int = 200) -> AteEstimate:
@@ -150,9 +192,8 @@ def estimate_ate(scores: Any, level: float = 0.95, tightest_at: int = 200) -> At
     stderr = sd / count.sqrt()
     wald = NormalDist().inv_cdf(0.5 + level / 2) * stderr
     width = torch.where(count < FIRST_LOOK, torch.inf, stderr * squared_width(count, level, tightest_at).sqrt())
-    return AteEstimate(
-        ate, stderr, (ate - wald, ate + wald), (ate - width, ate + width), count.long().expand_as(ate), level
-    )
+    interval, sequence = (ate - wald, ate + wald), (ate - width, ate + width)
+    return AteEstimate(ate, stderr, interval, sequence, count.long().expand_as(ate), level, interval)
 
 
 def squared_width(count: Tensor, level: float, tightest_at: int) -> Tensor:
@@ -175,13 +216,13 @@ def mixture_scale(level: float, tightest_at: int) -> float:
     return math.sqrt(s / check_count(tightest_at, "tightest_at"))
 
 
-def check_arm(arm: Any, name: str = "arm") -> Tensor:
-    """Return arms as float64, all 0 or 1; a `ValueError` that names the first bad index otherwise."""
-    arm = as_finite_tensor(arm, name).double()
-    bad = (arm != 0) & (arm != 1)
+def check_arm(arm: Any, num_arms: int = 2) -> Tensor:
+    """Return arms as float64, all 0 … K − 1; a `ValueError` that names the first bad index otherwise."""
+    arm = as_finite_tensor(arm, "arm").double()
+    bad = arm_indicators(arm, num_arms).sum(-1) == 0
     if bad.any():
-        index = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(f"{name} must be 0 or 1, got {arm[index].item():g} at index {index}.")
+        index, allowed = tuple(bad.nonzero()[0].tolist()), " or ".join(map(str, range(num_arms)))
+        raise ValueError(f"arm must be {allowed}, got {arm[index].item():g} at index {index}.")
     return arm
 
 

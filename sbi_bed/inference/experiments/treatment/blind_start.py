@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ....simulators.treatment.arms import arm_indicators
+
 __all__ = ["start_blind"]
 
 
@@ -22,7 +24,7 @@ def start_blind(
     """Predictions (..., T, 2) with those of the first `num_blind` units replaced, and which units may enter, (T,).
 
     Args:
-        arm: 0 or 1, (..., T).
+        arm: 0 or 1, (..., T); 2 for units of any other arm.
         outcome: Shape (..., T).
         observed: Whether the outcome is there, (..., T); all are in a batch of experiments.
         predicted: Outcomes of arms 0 and 1 as predicted at assignment, (..., T, 2).
@@ -41,7 +43,7 @@ def start_blind(
     if num_blind == 0:
         return predicted, enters
     seen = observed[..., rows].double()
-    weight = torch.stack([1 - arm[..., rows], arm[..., rows]], -1).double() * seen.unsqueeze(-1)
+    weight = arm_indicators(arm[..., rows], 2).double() * seen.unsqueeze(-1)
     parts = weight, weight * outcome[..., rows].double().unsqueeze(-1)
     count, total = (part.cumsum(-2) - part for part in parts)  # over the units before
     overall = total.sum(-1, keepdim=True) / count.sum(-1, keepdim=True).clamp_min(1)

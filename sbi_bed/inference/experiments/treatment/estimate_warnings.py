@@ -18,11 +18,14 @@ _LOOKS_BINARY = 20  # outcomes, all 0 or 1
 
 def estimate_warnings(log: TreatmentLog, outcome_space: Any) -> list[tuple[str, str]]:
     """Kind and text of each warning about the estimate from a log."""
-    found = []
+    found, contrasts = [], {arm: log.contrast(arm) for arm in range(1, log.num_arms)}
+    contrasts = {arm: part for arm, part in contrasts.items() if len(part) > 0}
     outcomes = log.outcome[log.observed]
     if outcome_space == "real":
-        columns = (log.arm, log.outcome, log.propensity, log.observed)
-        few = [f"arm {a} has {k:.1f}" for a, k in enumerate(arm_events(*columns)) if k < _FEWEST]
+        events: dict[int, float] = {}
+        for arm, part in contrasts.items():
+            events |= zip((0, arm), arm_events(part.arm, part.outcome, part.propensity, part.observed), strict=True)
+        few = [f"arm {a} has {k:.1f}" for a, k in events.items() if k < _FEWEST]
         if few:
             text = (
                 "outcomes hardly vary yet: "
@@ -33,20 +36,24 @@ def estimate_warnings(log: TreatmentLog, outcome_space: Any) -> list[tuple[str, 
         if len(outcomes) >= _LOOKS_BINARY and bool(((outcomes == 0) | (outcomes == 1)).all()):
             text = f"all {len(outcomes)} outcomes are 0 or 1. With outcome_space='binary' intervals are valid for any number"
             found.append(("binary", f"{text} of events."))
-    if not log.observed.all():
-        found += _about_loss(log.observation)
+    for arm, part in contrasts.items():
+        if not part.observed.all():
+            found += [(f"{kind} {arm}", text) for kind, text in _about_loss(part.observation, arm)]
     return found
 
 
-def _about_loss(found: ObservationRates | None) -> list[tuple[str, str]]:
+def _about_loss(found: ObservationRates | None, arm: int) -> list[tuple[str, str]]:
     if found is None:
-        return [("arm", "an arm has no outcome yet: the effect cannot be estimated, its standard error is infinite.")]
+        text = f"arm 0 or arm {arm} has no outcome yet: the effect cannot be estimated, its standard error is infinite."
+        return [("arm", text)]
     if int(found.num_decided.min()) == 0:
         return []
     shares = found.final.tolist()
     variance = sum(p * (1 - p) / int(n) for p, n in zip(shares, found.num_decided, strict=True))
     if abs(shares[1] - shares[0]) <= _CLEAR * math.sqrt(variance):
         return []
-    lost = " and ".join(f"{1 - share:.0%} of the outcomes of arm {a}" for a, share in enumerate(shares))
+    lost = " and ".join(
+        f"{1 - share:.0%} of the outcomes of arm {a}" for a, share in zip((0, arm), shares, strict=True)
+    )
     text = f"{lost} do not come. The estimate weights by these shares."
     return [("loss", f"{text} It is right if loss within an arm does not depend on outcomes or covariates.")]

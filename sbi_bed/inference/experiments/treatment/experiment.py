@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ....policies.treatment.base import TreatmentPolicy
 from ....policies.treatment.baselines import CoinFlip, predictor_for
+from ....simulators.treatment.arms import clip_shares, draw_arms
 from ....utils.checks import as_finite_tensor, check_count
 from ....utils.seeding import seed_for, seeded
 from ....utils.warn_user import warn_user
@@ -36,16 +37,17 @@ _LARGEST = 1e60  # of an outcome: its fourth power must fit into float64
 
 
 class TreatmentExperiment(SavedExperiment):
-    """Assigns units to arms 0 and 1 under a policy, and estimates the average treatment effect.
+    """Assigns units to arms under a policy, and estimates the average effect of each treatment against arm 0, the control.
 
     Args:
         policy: `TreatmentPolicy`, or any callable (history (n, d + 3), covariates (d,)) -> propensity, where the history
-            holds the units whose outcomes are known. It is not copied: do not train it while the experiment runs.
+            holds the units whose outcomes are known. With K > 2 arms a propensity is the probability of each arm, (K,).
+            It is not copied: do not train it while the experiment runs.
         covariate_dim: Number d of covariates; needed for a callable only.
         nuisance: What predicts outcomes: another `TreatmentPolicy`, or a regressor with fit(X, y) and predict(X), which
             the experiment fits to past units of each arm. If None the policy, or, if it cannot, the arms' means so far.
         refit_every: Refit a regressor whenever an arm's outcomes reach a multiple of this number.
-        clip: Executed propensities lie in [clip, 1 − clip]; if None the policy's own, or 0.05 if it has none.
+        clip: Smallest executed probability of any arm; if None the policy's own, or 0.05 if it has none.
         tightest_at: Number of units at which the confidence sequence is tightest, for real outcomes; it is fixed here,
             before any outcome.
         outcome_space: "real"; "binary" for outcomes 0 and 1; or (low, high) for outcomes between two limits. Binary and
@@ -53,9 +55,11 @@ class TreatmentExperiment(SavedExperiment):
             outcomes are asymptotic (`few_events.py`).
         seed: Seed of the assignments; drawn from torch's global generator if None.
         journal: New file that every assignment and outcome is written to before it is answered. None keeps them in memory.
+        num_arms: Number K of arms; needed for a callable only, and 2 if None.
 
     Attributes:
         seed: The seed.
+        num_arms: Number K of arms.
         outcome_space: "real", "binary" or (low, high).
 
     Raises:
@@ -71,6 +75,16 @@ class TreatmentExperiment(SavedExperiment):
         >>> estimate = experiment.estimate()
         >>> estimate.num_units, abs(estimate.ate - 2.0) < 3 * estimate.stderr
         (39, True)
+
+        Three arms, of which arm 0 is the control:
+
+        >>> trial = TreatmentExperiment(NonContextualNeyman(covariate_dim=0, num_arms=3), seed=0)
+        >>> for number in range(90):
+        ...     arm, propensities = trial.assign()
+        ...     trial.update(float(arm) + (number % 7 - 3.0))
+        >>> estimate = trial.estimate()
+        >>> bool(((estimate.ate - torch.tensor([1.0, 2.0])).abs() < 3 * estimate.stderr).all())
+        True
     """
 
     def __init__(
@@ -85,6 +99,7 @@ class TreatmentExperiment(SavedExperiment):
         outcome_space: Any = "real",
         seed: int | None = None,
         journal: str | Path | None = None,
+        num_arms: int | None = None,
     ):
         if not callable(policy):
             raise TypeError(f"policy must be a TreatmentPolicy or a callable, got {policy!r}.")
@@ -94,24 +109,26 @@ class TreatmentExperiment(SavedExperiment):
         self.covariate_dim = check_count(known, "covariate_dim", 0)
         if covariate_dim not in (None, self.covariate_dim):
             raise ValueError(f"covariate_dim is {covariate_dim}, but the policy is for {self.covariate_dim}.")
+        self.num_arms = check_count(getattr(policy, "num_arms", num_arms or 2), "num_arms", 2)
+        if num_arms not in (None, self.num_arms):
+            raise ValueError(f"num_arms is {num_arms}, but the policy is for {self.num_arms}.")
         limit: float = getattr(policy, "clip", 0.05) if clip is None else clip
-        if not 0 < limit < 0.5:
-            raise ValueError(f"clip must be strictly between 0 and 1/2, got {limit}.")
+        if not 0 < limit < 1 / self.num_arms:
+            raise ValueError(f"clip must be strictly between 0 and 1/{self.num_arms}, got {limit}.")
         self.clip, self.tightest_at = float(limit), check_count(tightest_at, "tightest_at")
         self.outcome_space = check_outcome_space(outcome_space)
         self.seed = int(torch.randint(2**62, ())) if seed is None else check_count(seed, "seed", 0)
         self.refit_every = check_count(refit_every, "refit_every")
         self.policy, self._has_nuisance = policy, nuisance is not None
         contextual, other = isinstance(policy, TreatmentPolicy), isinstance(nuisance, TreatmentPolicy)
-        self._regressor = None if nuisance is None or other else PastNuisance(nuisance, self.refit_every)
-        self._predictor = predictor_for(
-            policy if contextual else CoinFlip(self.covariate_dim), nuisance if other else None
-        )
+        self._regressor = None if nuisance is None or other else PastNuisance(nuisance, self.refit_every, self.num_arms)
+        means = CoinFlip(self.covariate_dim, clip=self.clip, num_arms=self.num_arms)
+        self._predictor = predictor_for(policy if contextual else means, nuisance if other else None)
         weights = [p for p in policy.parameters() if p.is_floating_point()] if isinstance(policy, nn.Module) else []
         self._dtype, self._device = (weights[0].dtype, weights[0].device) if weights else (torch.float64, "cpu")
         if contextual:
             self._dtype = torch.float64  # float32 would lose outcomes that are small beside their location
-        self._register = UnitRegister(self.covariate_dim)
+        self._register = UnitRegister(self.covariate_dim, self.num_arms)
         self._entries: list[dict[str, Any]] = []
         self._states: list[Any] | None = None
         self._num_learnt = 0
@@ -129,7 +146,8 @@ class TreatmentExperiment(SavedExperiment):
             unit: Id of the unit, a whole number or a string, or n ids; by default they are numbered from 0 on.
 
         Returns:
-            Arm (0 or 1) and probability of arm 1 that it was drawn with: shape () for one unit, (n,) for several.
+            Arm, and probability of arm 1 that it was drawn with: shape () for one unit, (n,) for several. With K > 2 arms
+            the probability of each, (K,) or (n, K).
 
         Raises:
             TypeError: If covariates are not numbers.
@@ -144,7 +162,7 @@ class TreatmentExperiment(SavedExperiment):
         propensity, predicted = self._propose(rows)
         first = len(self._register)
         chance = torch.stack([self._chance(first + i) for i in range(len(rows))])
-        arm = (chance < propensity).long()
+        arm = draw_arms(chance, propensity, self.num_arms)
         columns = {"covariates": rows, "arm": arm, "propensity": propensity, "predicted": predicted}
         entry = {"event": "assign", "units": units, **{name: values.tolist() for name, values in columns.items()}}
         self._write(entry)
@@ -288,6 +306,8 @@ class TreatmentExperiment(SavedExperiment):
         if self.outcome_space != "real":
             space = self.outcome_space
             options["outcome_space"] = space if isinstance(space, str) else list(space)
+        if self.num_arms != 2:
+            options["num_arms"] = self.num_arms
         return {
             "kind": type(self).__name__,
             "covariate_dim": self.covariate_dim,
@@ -353,23 +373,29 @@ class TreatmentExperiment(SavedExperiment):
 
     @torch.no_grad()
     def _propose(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Propensity (n,) and predictions (n, 2) for covariates (n, d), from what has been learnt."""
+        """Propensity (n,) or (n, K) and predictions (n, K) for covariates (n, d), from what has been learnt."""
         states, read = self._states or [], self._read(rows)
         with seeded(seed_for(self.seed, f"propensity {len(self._register)}")):
             if isinstance(self.policy, TreatmentPolicy):
                 proposed = self.policy.propensity(states[-1], read)
             else:
                 past = self._history_of(self._register.arrivals)
-                proposed = torch.stack([_one_probability(self.policy(past, row)) for row in read])
-        proposed = check_propensity(proposed.cpu(), "the policy's propensity").clamp(self.clip, 1 - self.clip)
+                proposed = torch.stack([_as_propensity(self.policy(past, row), self.num_arms) for row in read])
+        proposed = check_propensity(proposed.cpu(), "the policy's propensity")
+        if self.num_arms == 2:
+            proposed = proposed.clamp(self.clip, 1 - self.clip).expand(len(rows))
+        else:
+            proposed = clip_shares(proposed / proposed.sum(-1, keepdim=True), self.clip).expand(
+                len(rows), self.num_arms
+            )
         if self._regressor is not None:
             predicted = self._regressor.predict(rows)
         else:
             predicted = self._predictor.predict(states[0], read)[0]
-        predicted = as_finite_tensor(predicted, "the predicted outcomes", last_dim=2).double().cpu()
+        predicted = as_finite_tensor(predicted, "the predicted outcomes", last_dim=self.num_arms).double().cpu()
         if (ends := outcome_range(self.outcome_space)) is not None:
             predicted = predicted.clamp(*ends)
-        return proposed.expand(len(rows)), predicted.expand(len(rows), 2)
+        return proposed, predicted.expand(len(rows), self.num_arms)
 
     def _history_of(self, seen: Sequence[Unit]) -> Tensor:
         """Units as a policy reads them, (n, d + 3)."""
@@ -380,17 +406,23 @@ class TreatmentExperiment(SavedExperiment):
         return torch.as_tensor(value, dtype=self._dtype, device=self._device)
 
 
-def _one_probability(proposed: Any) -> Tensor:
-    """What a callable policy returned, as a scalar.
+def _as_propensity(proposed: Any, num_arms: int) -> Tensor:
+    """What a callable policy returned: a scalar for two arms, else (K,).
 
     Raises:
         TypeError: If it is no number.
-        ValueError: If it is more than one.
+        ValueError: If it is another number of numbers, or they do not sum to one.
     """
     try:
         value = torch.as_tensor(proposed)
     except (TypeError, ValueError, RuntimeError) as err:
         raise TypeError(f"policy must return the probability of arm 1, a number, got {proposed!r}.") from err
+    if num_arms > 2:
+        if value.shape != (num_arms,) or abs(float(value.sum()) - 1) > 1e-6:
+            raise ValueError(
+                f"policy must return {num_arms} probabilities that sum to 1, one an arm, got {proposed!r}."
+            )
+        return value
     if value.numel() != 1:
         raise ValueError(
             f"policy must return one number, the probability of arm 1, got shape {tuple(value.shape)}: there are two arms, "

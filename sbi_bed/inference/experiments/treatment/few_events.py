@@ -47,14 +47,14 @@ def effective_events(values: Tensor) -> Tensor:
 
 
 def missing_events(
-    deviation: Tensor, arm: Tensor, propensity: Tensor, size_at_first: float | None = None
+    deviation: Tensor, arm: Tensor, chances: Tensor, size_at_first: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """What the sum of squared scores lacks after each unit, (..., T), and each arm's effective events, (..., T, 2).
 
     Args:
         deviation: Outcome less the median, 0 where it is missing, (..., T).
         arm: Shape (..., T).
-        propensity: Of arm 1, (..., T).
+        chances: Probability of each of both arms, (..., T, 2).
         size_at_first: Size of an event before there is any; infinite if None.
     """
     squares = deviation.square()
@@ -63,7 +63,7 @@ def missing_events(
     size = torch.where(total > 0, size, torch.inf if size_at_first is None else size_at_first**2)
     count = torch.arange(1, deviation.shape[-1] + 1, dtype=torch.float64)
     lacking, events = torch.zeros_like(total), []
-    for a, chance in enumerate((1 - propensity, propensity)):
+    for a, chance in enumerate(chances.unbind(-1)):
         found = effective_events(deviation * (arm == a))
         short = (FEWEST_EVENTS - found).clamp_min(0)
         weight = (count / chance.cumsum(-1)).square()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class PastNuisance:
     Args:
         regressor: Object with `fit(X, y)` and `predict(X)` on numpy arrays (n, d), (n,); copied, never changed.
         refit_every: Refit an arm's copy, from scratch, whenever its outcomes reach a multiple of this number.
+        num_arms: Number K of arms.
 
     Raises:
         TypeError: If the regressor is anything else, e.g. numbers computed elsewhere.
@@ -38,7 +40,7 @@ class PastNuisance:
         tensor([[19., 60.]], dtype=torch.float64)
     """
 
-    def __init__(self, regressor: Any, refit_every: int = 1):
+    def __init__(self, regressor: Any, refit_every: int = 1, num_arms: int = 2):
         if isinstance(regressor, type) or not all(callable(getattr(regressor, m, None)) for m in ("fit", "predict")):
             raise TypeError(
                 "nuisance must be an object with fit(X, y) and predict(X), which the experiment fits to past units itself: "
@@ -46,10 +48,10 @@ class PastNuisance:
             )
         self.refit_every = check_count(refit_every, "refit_every")
         self._regressor = copy.deepcopy(regressor)
-        self._models: list[Any] = [None, None]
-        self._covariates: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        self._outcomes: tuple[list[float], list[float]] = ([], [])
-        self._fitted = [0, 0]
+        self._models: list[Any] = [None] * num_arms
+        self._covariates: list[list[np.ndarray]] = [[] for _ in range(num_arms)]
+        self._outcomes: list[list[float]] = [[] for _ in range(num_arms)]
+        self._fitted = [0] * num_arms
 
     def observe(self, covariates: Tensor, arm: int, outcome: float) -> None:
         """Take up a unit whose outcome is known: covariates (d,)."""
@@ -57,19 +59,19 @@ class PastNuisance:
         self._outcomes[arm].append(outcome)
 
     def predict(self, covariates: Tensor) -> Tensor:
-        """Predicted outcomes (n, 2), float64, of arms 0 and 1 for covariates (n, d).
+        """Predicted outcomes (n, K), float64, of each arm for covariates (n, d).
 
         Raises:
             ValueError: If the regressor fails, or predicts something that is not a finite number for each unit.
         """
-        both = [self._predict_arm(arm, covariates.numpy()) for arm in range(2)]
-        return torch.from_numpy(np.stack(both, -1))
+        each = [self._predict_arm(arm, covariates.numpy()) for arm in range(len(self._models))]
+        return torch.from_numpy(np.stack(each, -1))
 
     def _predict_arm(self, arm: int, covariates: np.ndarray) -> np.ndarray:
         known = len(self._outcomes[arm])
         used = known - known % self.refit_every  # depends on what is known alone, so that a loaded experiment agrees
         if used < _FEWEST:
-            seen = self._outcomes[arm] or self._outcomes[1 - arm] or [0.0]
+            seen = self._outcomes[arm] or list(chain(*self._outcomes)) or [0.0]
             return np.full(len(covariates), float(np.mean(seen)))
         try:
             if self._fitted[arm] != used:

@@ -53,7 +53,7 @@ def observation_rates(
     """Rates of observation in both arms; None if an arm has no outcome yet.
 
     Args:
-        arm: 0 or 1, (T,).
+        arm: 0 or 1, (T,); 2 for units of any other arm.
         observed: Whether the outcome is there, (T,).
         delay: Age at which it came, (T,); only read where it is there. None: at once.
         age: Age of each unit, (T,). None: old enough for its outcome to be there if it ever comes.
@@ -64,7 +64,7 @@ def observation_rates(
         >>> observation_rates(arm, seen).final.tolist()
         [1.0, 0.25]
     """
-    arm = arm.long()
+    arm, observed = arm.long(), observed & (arm < 2)
     delay = torch.zeros(len(arm)).double() if delay is None else delay.double()
     age = torch.full((len(arm),), torch.inf).double() if age is None else age.double()
     limit = age if withdrawn is None else torch.where(withdrawn, torch.inf, age)

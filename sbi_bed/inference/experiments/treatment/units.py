@@ -17,14 +17,14 @@ __all__ = ["Unit", "UnitRegister"]
 
 @dataclass
 class Unit:
-    """A unit: its covariates (d,), float64; arm; propensity of arm 1; predictions (2,); outcome, 0 until it is observed.
+    """A unit: covariates (d,), float64; arm; propensity of arm 1, or of each; predictions (K,); outcome, 0 until observed.
 
     `born` is the number of assignments until and with its own, `delay` that of further ones until its outcome.
     """
 
     covariates: Tensor
     arm: int
-    propensity: float
+    propensity: float | list[float]
     predicted: Tensor
     born: int
     outcome: float = 0.0
@@ -38,14 +38,15 @@ class UnitRegister:
 
     Args:
         covariate_dim: Number d of covariates.
+        num_arms: Number K of arms.
 
     Attributes:
         arrivals: Units whose outcome is known, in the order in which it came.
         num_blind: Number of units that were assigned before any outcome was known.
     """
 
-    def __init__(self, covariate_dim: int):
-        self.covariate_dim = covariate_dim
+    def __init__(self, covariate_dim: int, num_arms: int = 2):
+        self.covariate_dim, self.num_arms = covariate_dim, num_arms
         self.arrivals: list[Unit] = []
         self.num_blind = 0
         self._units: dict[int | str, Unit] = {}
@@ -155,8 +156,8 @@ class UnitRegister:
             covariates=column([u.covariates.tolist() for u in units]).reshape(len(units), self.covariate_dim),
             arm=column([u.arm for u in units]),
             outcome=column([u.outcome for u in units]),
-            propensity=column([u.propensity for u in units]),
-            predicted=column([u.predicted.tolist() for u in units]).reshape(len(units), 2),
+            propensity=column([u.propensity for u in units]).reshape(len(units), *[self.num_arms][: self.num_arms - 2]),
+            predicted=column([u.predicted.tolist() for u in units]).reshape(len(units), self.num_arms),
             observed=torch.tensor([u.observed for u in units], dtype=torch.bool),
             units=list(self._units),
             delay=column([u.delay for u in units]),

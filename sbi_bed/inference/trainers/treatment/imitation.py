@@ -81,7 +81,7 @@ class ImitationTrainer(StepTrainer):
 
     Raises:
         TypeError: If teacher or student are not `TreatmentPolicy`s that predict outcomes.
-        ValueError: If covariates disagree, or the student has nothing to train.
+        ValueError: If covariates disagree, there are more than two arms, or the student has nothing to train.
 
     Example:
         >>> from sbi_bed.policies import NeymanTeacher
@@ -112,6 +112,8 @@ class ImitationTrainer(StepTrainer):
                 raise ValueError(
                     f"the stream has {stream.covariate_dim} covariates, the {name} was built for {policy.covariate_dim}."
                 )
+            if policy.num_arms != 2:
+                raise ValueError(f"students learn to assign two arms, the {name} was built for {policy.num_arms}.")
         if student is not None and not any(p.requires_grad for p in student.parameters()):
             raise ValueError(f"{type(student).__name__} has nothing to train.")
         self.stream, self.teacher, self._has_to_build = stream, teacher, student is None
