@@ -31,7 +31,7 @@ from ..utils.warn_user import warn_user
 
 __all__ = ["log_likelihood_of_history", "log_sum_likelihood", "snmc", "spce"]
 
-_CHUNK_ELEMENTS = 2**17  # values of one intermediate of a likelihood: about what a core's cache holds
+_CHUNK_ELEMENTS = 2**16  # values of one intermediate of a likelihood: about what a core's cache holds
 _COMPILED_CHUNK_ELEMENTS = 2**20  # a fused loop keeps fewer of them
 
 

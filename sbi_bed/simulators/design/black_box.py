@@ -15,13 +15,12 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
 from ...utils.checks import check_count, check_positive
@@ -32,7 +31,7 @@ from ..base import DesignSimulator
 from ..design_space import as_design_space
 from .any_callable import AnyCallable, count_workers
 from .conditional_density import ConditionalDensity
-from .learned_likelihood import LikelihoodReport, check_density, fit_density
+from .learned_likelihood import LearnedSimulator, LikelihoodReport, check_density, fit_density
 
 __all__ = ["BlackBoxSimulator", "process_design_simulator"]
 
@@ -183,7 +182,7 @@ class BlackBoxSimulator(DesignSimulator):
         if self._density is None:
             self.learn_likelihood(seed=0)
         if self._surrogate is None:
-            self._surrogate = self._new_surrogate()
+            self._surrogate = LearnedSimulator(self.prior, self._density, self.design_space, self.outcome_shape)
         return self._surrogate
 
     def learn_likelihood(
@@ -249,7 +248,17 @@ class BlackBoxSimulator(DesignSimulator):
         other.simulate, other._log_likelihood = other._simulate_until_success, other._learned_log_likelihood
         if checked.theta_dim != self.theta_dim:
             raise ValueError(f"the prior must be over {self.theta_dim} values, got {checked.theta_dim}.")
+        if self._density is not None:
+            with seeded(0):
+                self._density.warn_outside(theta=prior.sample((1000,)))
         return other
+
+    def check_outcome(self, outcome: Any) -> Tensor:
+        """As for every simulator, with a warning where the likelihood is learned and has not seen such an outcome."""
+        outcome = super().check_outcome(outcome)
+        if self._density is not None:
+            self._density.warn_outside(outcome=outcome)
+        return outcome
 
     def save_likelihood(self, path: str | Path) -> None:
         """Save the learned likelihood in one file, for `load_likelihood`.
@@ -371,33 +380,6 @@ class BlackBoxSimulator(DesignSimulator):
         return self.report
 
     def _learned_log_likelihood(self, theta: Tensor, design: Tensor, outcome: Tensor) -> Tensor:
-        return self.surrogate.log_likelihood(theta, design, outcome)
-
-    def _new_surrogate(self) -> DesignSimulator:
-        density: Any = self._density
-        mixed = not (density.is_continuous or density.is_discrete)
-        return _LearnedSimulator(
-            self.prior,
-            density.sample,
-            self.design_space,
-            density.log_prob,
-            self.outcome_shape,
-            reparameterized=not density.is_discrete,
-            log_discrete=partial(density.log_prob, discrete_only=True) if mixed else None,
-            outcome_space=self._outcome_space(density),
-        )
-
-    def _outcome_space(self, density: ConditionalDensity) -> Any:
-        """A short range of whole numbers, where the one outcome is such; else the reals."""
-        values = density.categories
-        if values is None or (values[-1] - values[0] + 1) != len(values):
-            return constraints.real
-        return constraints.integer_interval(int(values[0]), int(values[-1]))
-
-
-class _LearnedSimulator(DesignSimulator):
-    """An experiment whose outcomes are drawn from a learned density."""
-
-    def simulate_alike(self, theta: Tensor, designs: Tensor, *, seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        return self.simulate(theta.unsqueeze(-3), designs.unsqueeze(-2), alike=-2)
+        surrogate: Any = self.surrogate
+        surrogate.density.warn_outside(theta=theta, design=design, outcome=outcome)
+        return surrogate.log_likelihood(theta, design, outcome)

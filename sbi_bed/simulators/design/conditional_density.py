@@ -22,73 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...utils.warn_user import is_first_in_call, warn_user
 from .normal_mixture import mixture_log_interval, mixture_log_prob
+from .scaling import Scaling
 
-__all__ = ["ConditionalDensity", "Scaling"]
+__all__ = ["ConditionalDensity"]
 
 _MOST_CATEGORIES = 16  # whole numbers with no more different values are categories
 _LEAST_SHARE = 0.005  # of outcomes that equal a value exactly, for an atom
+_FEW = 0.01  # share of values that may be there
 _FAR = 1e3  # standard deviations: beyond, gradients of log Φ lose all digits in float32
 _LOG_2PI = math.log(2 * math.pi)
-
-
-class Scaling(nn.Module):
-    """Values (..., F) to coordinates of order one, each by the map that its distribution asks for.
-
-    Positive values over more than two decades are read in logs, values with heavy tails by asinh, others as they are.
-
-    Args:
-        values: Draws (N, F) that show the distributions.
-    """
-
-    kind: Tensor
-    centre: Tensor
-    width: Tensor
-    loc: Tensor
-    scale: Tensor
-
-    def __init__(self, values: Tensor):
-        super().__init__()
-        values = values.detach().double()
-        low, lower, middle, upper, high = torch.quantile(
-            values[: 10**5], torch.tensor([0.001, 0.1, 0.5, 0.9, 0.999]).double(), 0
-        )
-        is_log = (values > 0).all(0) & (high > 100 * low)
-        heavy = (high - low) > 8 * (upper - lower)
-        width = (upper - lower).where(upper > lower, values.std(0, correction=0)).clamp_min(1e-30)
-        self.register_buffer("kind", torch.where(is_log, 1, torch.where(heavy, 2, 0)))
-        self.register_buffer("centre", middle)
-        self.register_buffer("width", width)
-        free = self._free(values)
-        sd = free.std(0, correction=0)
-        self.register_buffer("loc", free.mean(0))
-        self.register_buffer("scale", sd.where(sd > 1e-9, 1.0))
-
-    def forward(self, value: Tensor) -> Tensor:
-        """Coordinates (..., F)."""
-        return (self._free(value) - self.loc.to(value)) / self.scale.to(value)
-
-    def inverse(self, z: Tensor) -> Tensor:
-        """Values (..., F)."""
-        free = self.loc.to(z) + self.scale.to(z) * z
-        by_asinh = self.centre.to(z) + self.width.to(z) * free.clamp(-40.0, 40.0).sinh()
-        return torch.where(self.kind == 1, free.clamp(-80.0, 80.0).exp(), torch.where(self.kind == 2, by_asinh, free))
-
-    def log_slope(self, value: Tensor) -> Tensor:
-        """log dz/dy, (..., F)."""
-        far = (value - self.centre.to(value)) / self.width.to(value)
-        by_asinh = -0.5 * torch.log1p(far.square()) - self.width.to(value).log()
-        slope = torch.where(self.kind == 1, -_log(value), torch.where(self.kind == 2, by_asinh, 0.0))
-        return slope - self.scale.to(value).log()
-
-    def _free(self, value: Tensor) -> Tensor:
-        by_asinh = ((value - self.centre.to(value)) / self.width.to(value)).asinh()
-        return torch.where(self.kind == 1, _log(value), torch.where(self.kind == 2, by_asinh, value))
-
-
-def _log(value: Tensor) -> Tensor:
-    """log where positive; finite, with finite gradients, elsewhere."""
-    return value.clamp_min(torch.finfo(value.dtype).tiny).log()
 
 
 class ConditionalDensity(nn.Module):
@@ -106,6 +50,7 @@ class ConditionalDensity(nn.Module):
     Attributes:
         theta_scaling: How θ is read.
         design_scaling: How ξ is read.
+        outcome_scaling: What outcomes there were.
         factors: The factors, one for each of the O values.
     """
 
@@ -122,7 +67,7 @@ class ConditionalDensity(nn.Module):
     ):
         super().__init__()
         self.config = {"num_components": num_components, "num_hidden": num_hidden, "rank": rank, "net_dim": net_dim}
-        self.theta_scaling, self.design_scaling = Scaling(theta), Scaling(design)
+        self.theta_scaling, self.design_scaling, self.outcome_scaling = map(Scaling, (theta, design, outcome))
         self.factors = nn.ModuleList(
             _Factor(theta.shape[-1], design.shape[-1] + j, outcome[:, j], **self.config)
             for j in range(outcome.shape[-1])
@@ -173,6 +118,27 @@ class ConditionalDensity(nn.Module):
         """F(y_j | θ, ξ, y_<j), (..., O), uniform under the density; ties of discrete values broken at random."""
         each = self._factors_at(theta, design, outcome)
         return torch.stack([factor.rank(y, parameters) for factor, y, parameters in each], -1)
+
+    def warn_outside(self, **values: Tensor) -> None:
+        """Warn, once in a call, where a hundredth of values of theta, design or outcome (..., F) leave the simulations.
+
+        Warns:
+            RuntimeWarning: With the worst value of each that did, and the range that was simulated.
+        """
+        found = []
+        for name, value in values.items():
+            scaling: Any = getattr(self, f"{name}_scaling")
+            outside = scaling.outside(value).reshape(-1, value.shape[-1])
+            for index in (outside.double().mean(0) > _FEW).nonzero().flatten().tolist():
+                low, high, column = float(scaling.low[index]), float(scaling.high[index]), value[..., index].reshape(-1)
+                worst = float(column[((column - low).clamp_max(0) + (column - high).clamp_min(0)).abs().argmax()])
+                found.append(f"{name}[{index}] = {worst:.4g}, simulated from {low:.4g} to {high:.4g}")
+        if found and is_first_in_call():
+            warn_user(
+                f"the learned likelihood is asked outside its simulations, where it can be wrong: {'; '.join(found)}. "
+                "Look for another unit, or simulate with a wider prior and design space.",
+                RuntimeWarning,
+            )
 
     def _each(self) -> Any:
         return self.factors
@@ -238,9 +204,10 @@ class _Factor(nn.Module):
         """Mixture parameters, first dimension theirs, then the leading dimensions broadcast."""
         shape = self.pair_shape
         u = _pairs(self.of_theta(theta).unflatten(-1, shape), self.of_known(known).unflatten(-1, shape))
-        features = torch.cat([nn.functional.silu(u), u]).reshape(2 * len(u), -1)
-        out = torch.addmm(self.last.bias.unsqueeze(-1), self.last.weight, features)
-        return out.reshape(self.num_outputs, *u.shape[1:])
+        shape, u = u.shape[1:], u.reshape(len(u), -1)
+        curved, straight = self.last.weight.split(len(u), 1)
+        out = torch.addmm(self.last.bias.unsqueeze(-1), straight, u).addmm(curved, nn.functional.silu(u))
+        return out.reshape(self.num_outputs, *shape)
 
     def log_prob(self, y: Tensor, parameters: Tensor, discrete_only: bool = False) -> Tensor:
         """log p(y), shape (...)."""

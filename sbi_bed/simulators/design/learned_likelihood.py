@@ -1,4 +1,4 @@
-"""Fit of a `ConditionalDensity` to simulations (θ, ξ) → y, with a check on simulations that it has not seen."""
+"""Fit of a `ConditionalDensity` to simulations (θ, ξ) → y, a check on others, and an experiment that has its likelihood."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import copy
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution, constraints
 
+from ..base import DesignSimulator
 from .conditional_density import ConditionalDensity
 
-__all__ = ["LikelihoodReport", "check_density", "fit_density"]
+__all__ = ["LearnedSimulator", "LikelihoodReport", "check_density", "fit_density"]
 
 _HELD_OUT = 0.1
 _MOST_HELD_OUT = 5000
@@ -138,3 +142,41 @@ def check_density(
     return LikelihoodReport(
         len(theta), num_failed, float(value.mean()), float(value.std()) / math.sqrt(num), float(error), noise, seconds
     )
+
+
+class LearnedSimulator(DesignSimulator):
+    """An experiment whose outcomes are drawn from a learned density."""
+
+    def __init__(self, prior: Distribution, density: Any, design_space: Any, outcome_shape: tuple[int, ...]):
+        mixed = not (density.is_continuous or density.is_discrete)
+        super().__init__(
+            prior,
+            density.sample,
+            design_space,
+            density.log_prob,
+            outcome_shape,
+            reparameterized=not density.is_discrete,
+            log_discrete=partial(density.log_prob, discrete_only=True) if mixed else None,
+            outcome_space=_outcome_space(density),
+        )
+        self.density = density
+
+    def simulate_alike(self, theta: Tensor, designs: Tensor, *, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return self.simulate(theta.unsqueeze(-3), designs.unsqueeze(-2), alike=-2)
+
+    def check_outcome(self, outcome: Any) -> Tensor:
+        outcome = super().check_outcome(outcome)
+        self.density.warn_outside(outcome=outcome)
+        return outcome
+
+    def with_prior(self, prior: Distribution) -> DesignSimulator:
+        return LearnedSimulator(prior, self.density, self.design_space, self.outcome_shape)
+
+
+def _outcome_space(density: ConditionalDensity) -> Any:
+    """A short range of whole numbers, where the one outcome is such; else the reals."""
+    values = density.categories
+    if values is None or (values[-1] - values[0] + 1) != len(values):
+        return constraints.real
+    return constraints.integer_interval(int(values[0]), int(values[-1]))

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -276,6 +277,38 @@ def test_another_prior_keeps_the_likelihood(learned):
     trials = torch.zeros(3, 2), torch.rand(3, 1), torch.randn(3, 1)
     assert torch.equal(other.log_likelihood(*trials), learned.log_likelihood(*trials))
     assert other.surrogate.prior is narrow and learned.surrogate.prior is learned.prior
+
+
+def test_it_says_what_left_the_simulations(learned):
+    trial = torch.zeros(5, 2), torch.zeros(1), torch.zeros(5, 1)
+    history = torch.tensor([[0.5, 1000.0, 1.0]])
+    experiment = AdaptiveExperiment(RandomPolicy(learned), learned, 2, seed=0)
+    experiment.next_design()
+    for call, what in (
+        (
+            lambda: learned.log_likelihood(trial[0] + 9, *trial[1:]),
+            r"theta\[0\] = 9, simulated from -\d.*; theta\[1\] = 9",
+        ),
+        (
+            lambda: learned.log_likelihood(trial[0], trial[1] - 2, trial[2]),
+            r"design\[0\] = -2, simulated from -\S+ to \S+\. ",
+        ),
+        (lambda: learned.log_likelihood(*trial[:2], trial[2] + 1e3), r"outcome\[0\] = 1000"),
+        (
+            lambda: learned.with_prior(Independent(Normal(torch.full((2,), 4.0), 1.0), 1)),
+            r"theta\[0\] = .*theta\[1\] = ",
+        ),
+        (lambda: likelihood_posterior(learned, history, num_particles=100, seed=0), r"outcome\[0\] = 1000"),
+        (lambda: experiment.record([1000.0]), r"outcome\[0\] = 1000"),
+    ):
+        with pytest.warns(RuntimeWarning, match=what) as caught:
+            call()
+        assert sum("outside its simulations" in str(warning.message) for warning in caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        theta, design = PRIOR.sample((1000,)), learned.design_space.sample((1000,))
+        learned.log_likelihood(theta, design, learned(theta, design))
+        learned.with_prior(Independent(Uniform(-torch.ones(2), torch.ones(2)), 1))
 
 
 def test_double_precision():

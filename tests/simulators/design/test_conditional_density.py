@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.distributions import Normal, Poisson
 
-from sbi_bed.simulators.design.conditional_density import ConditionalDensity, Scaling, _pairs
+from sbi_bed.simulators.design.conditional_density import ConditionalDensity, _pairs
 from sbi_bed.simulators.design.learned_likelihood import check_density, fit_density
+from sbi_bed.simulators.design.scaling import Scaling
 from sbi_bed.utils import seeded
 
 NUM = 4000

@@ -1,0 +1,79 @@
+"""How nets read values: in coordinates of order one, and in which range they were trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Scaling"]
+
+_MARGIN = 0.1  # of a range, beyond its ends, where a net still may be asked
+
+
+class Scaling(nn.Module):
+    """Values (..., F) to coordinates of order one, each by the map that its distribution asks for.
+
+    Positive values over more than two decades are read in logs, values with heavy tails by asinh, others as they are.
+
+    Args:
+        values: Draws (N, F) that show the distributions.
+    """
+
+    kind: Tensor
+    centre: Tensor
+    width: Tensor
+    loc: Tensor
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, values: Tensor):
+        super().__init__()
+        values = values.detach().double()
+        low, lower, middle, upper, high = torch.quantile(
+            values[: 10**5], torch.tensor([0.001, 0.1, 0.5, 0.9, 0.999]).double(), 0
+        )
+        is_log = (values > 0).all(0) & (high > 100 * low)
+        heavy = (high - low) > 8 * (upper - lower)
+        width = (upper - lower).where(upper > lower, values.std(0, correction=0)).clamp_min(1e-30)
+        self.register_buffer("kind", torch.where(is_log, 1, torch.where(heavy, 2, 0)))
+        self.register_buffer("centre", middle)
+        self.register_buffer("width", width)
+        free = self._free(values)
+        sd = free.std(0, correction=0)
+        self.register_buffer("loc", free.mean(0))
+        self.register_buffer("scale", sd.where(sd > 1e-9, 1.0))
+        self.register_buffer("low", values.amin(0))
+        self.register_buffer("high", values.amax(0))
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Coordinates (..., F)."""
+        return (self._free(value) - self.loc.to(value)) / self.scale.to(value)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Values (..., F)."""
+        free = self.loc.to(z) + self.scale.to(z) * z
+        by_asinh = self.centre.to(z) + self.width.to(z) * free.clamp(-40.0, 40.0).sinh()
+        return torch.where(self.kind == 1, free.clamp(-80.0, 80.0).exp(), torch.where(self.kind == 2, by_asinh, free))
+
+    def log_slope(self, value: Tensor) -> Tensor:
+        """log dz/dy, (..., F)."""
+        far = (value - self.centre.to(value)) / self.width.to(value)
+        by_asinh = -0.5 * torch.log1p(far.square()) - self.width.to(value).log()
+        slope = torch.where(self.kind == 1, -_log(value), torch.where(self.kind == 2, by_asinh, 0.0))
+        return slope - self.scale.to(value).log()
+
+    def outside(self, value: Tensor) -> Tensor:
+        """Which values (..., F) are far outside those that it was made from: by a tenth of their range in coordinates."""
+        low, high, z = self(self.low), self(self.high), self(value)
+        margin = _MARGIN * (high - low)
+        return (z < low - margin) | (z > high + margin)
+
+    def _free(self, value: Tensor) -> Tensor:
+        by_asinh = ((value - self.centre.to(value)) / self.width.to(value)).asinh()
+        return torch.where(self.kind == 1, _log(value), torch.where(self.kind == 2, by_asinh, value))
+
+
+def _log(value: Tensor) -> Tensor:
+    """log where positive; finite, with finite gradients, elsewhere."""
+    return value.clamp_min(torch.finfo(value.dtype).tiny).log()
