@@ -131,7 +131,7 @@ def plain_to_policy(plain: dict[str, Any], simulator: DesignSimulator | None, gi
     name, weights = plain["policy"], None if plain["weights"] is None else plain_to_weights(plain["weights"])
     if given is None:
         if plain["config"] is None:
-            raise ValueError(f"its policy, '{name}', cannot be built from the file; give policy=, one like the first.")
+            raise ValueError(f"its policy, '{name}', cannot be built from the file; give policy=, one like it.")
         with seeded(0):
             return restore_policy({**plain, "weights": weights}, simulator).eval()
     if type(given).__name__ != name:

@@ -131,8 +131,8 @@ class AdaptiveExperiment(RecordedExperiment):
         """The next `num` designs, to be run at the same time; with a journal they are on the disk when this returns.
 
         They are then `in_flight`, and their outcomes may be recorded in any order. Each is proposed as if those in flight
-        had an outcome already: one drawn from what the trials so far predict (`imagined.py`). A design may come twice if the
-        policy wants that, unless `min_distance` or `no_repeat_within` forbid it.
+        had an outcome already: a central one of those that the trials so far predict (`imagined.py`). A design may come
+        twice if the policy wants that, unless `min_distance` or `no_repeat_within` forbid it.
 
         Returns:
             Handle -> design (D,), or (B, D). Fewer, even none, where horizon, budget or distances leave fewer at present.

@@ -1,9 +1,10 @@
 r"""Outcomes that designs in flight might have, for the policy to go on with.
 
-A policy that saw only the outcomes so far would propose the same design again. So each design in flight is given an
-outcome of the posterior predictive, y ~ ∫ p(y | θ, ξ) p(θ | h) dθ (a "fantasy", Snoek et al. 2012, arXiv 1206.2944), with
-one θ for all of them. θ is one of many prior draws, drawn with its likelihood as weight; without a likelihood it is the
-draw whose simulated outcomes are nearest to those of the history (approximate Bayesian computation).
+A policy that saw only the outcomes so far would propose the same design again. So each design in flight is given a central
+outcome of the posterior predictive, ∫ p(y | θ, ξ) p(θ | h) dθ: of many draws the one nearest to their median, which is a
+possible outcome in any outcome space (compare the "kriging believer", Ginsbourger et al. 2010). The draws of θ are prior
+draws, redrawn with their likelihood as weight; without a likelihood they are those whose simulated outcomes are nearest to
+those of the history (approximate Bayesian computation).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .trials import Trials
 
 __all__ = ["imagined_outcomes"]
 
-_NUM_DRAWS = 4096
+_NUM_PRIOR_DRAWS, _NUM_DRAWS = 4096, 64
 
 
 @torch.no_grad()
@@ -41,13 +42,16 @@ def imagined_outcomes(simulator: DesignSimulator, trials: Trials, designs: Tenso
     """
     model = simulator.surrogate
     with seeded(seed):
-        theta = model.prior.sample((_NUM_DRAWS,)).to(model.dtype)
-        chosen = theta[_explaining(model, theta, trials)].reshape(*designs.shape[:-2], 1, -1)
-        return model(chosen, designs.to(model.dtype))
+        theta = model.prior.sample((_NUM_PRIOR_DRAWS,)).to(model.dtype)
+        chosen = theta[_explaining(model, theta, trials)].reshape(_NUM_DRAWS, *designs.shape[:-2], 1, -1)
+        outcomes = model(chosen, designs.to(model.dtype)).to(model.dtype)
+    read = model.standardize_outcome(outcomes)
+    central = (read - read.median(0).values).abs().sum(-1).argmin(0)
+    return outcomes.gather(0, central[None, ..., None].expand_as(outcomes[:1])).squeeze(0)
 
 
 def _explaining(model: DesignSimulator, theta: Tensor, trials: Trials) -> Tensor:
-    """Index (B,) of a theta (N, P) for each of B experiments: one that could have brought about its outcomes."""
+    """Indices (M, B) of M draws of theta (N, P) for each of B experiments: such as could have had its outcomes."""
     designs, outcomes = (x.to(model.dtype).flatten(0, -3) for x in (trials.designs[None], trials.outcomes[None]))
     fit = torch.zeros(len(theta), len(designs), dtype=torch.float64)
     for design, outcome in zip(designs.unbind(-2), outcomes.unbind(-2), strict=True):
@@ -57,7 +61,7 @@ def _explaining(model: DesignSimulator, theta: Tensor, trials: Trials) -> Tensor
             read = model.standardize_outcome(model(theta.unsqueeze(-2), design))
             gap = (read - model.standardize_outcome(outcome)) / read.std(0).clamp_min(1e-6)
             fit -= gap.square().sum(-1).double()
-    if len(trials) and not model.has_likelihood:
-        return fit.argmax(0)
+    if not model.has_likelihood:
+        return fit.topk(_NUM_DRAWS, 0).indices
     fit = fit.nan_to_num(nan=-torch.inf).clamp(min=-1e300)  # where nothing explains an outcome, all are alike
-    return (fit - fit.amax(0)).exp().T.multinomial(1).squeeze(-1)
+    return (fit - fit.amax(0)).exp().T.multinomial(_NUM_DRAWS, replacement=True).T

@@ -2,9 +2,9 @@
 
     python live_trial.py DIRECTORY NUM_KILLS SEED
 
-A child assigns units and records outcomes, some of them late, and reports each call after it has returned; at a random
-moment it is killed with SIGKILL. Then everything reported must be in the file, exact, and every arm and propensity must
-be that of a run that was never interrupted.
+A child assigns units, records outcomes, some of them late, withdraws some units, and reports each call after it has
+returned; at a random moment it is killed with SIGKILL. Then everything reported must be in the file, exact, and every arm
+and propensity must be that of a run that was never interrupted.
 """
 
 import os
@@ -31,11 +31,19 @@ def outcome_of(unit, arm):
     return arm * 2.0 + (1 + 2 * arm) * ((unit * 37) % 11 - 5) / 3
 
 
+def finished(experiment):
+    return experiment.num_units == NUM_UNITS and not experiment.pending
+
+
 def go_on(experiment, tell=lambda *report: None):
     """Run from where the experiment is: outcomes that are due come before the next unit."""
-    while experiment.num_observed < NUM_UNITS:
+    while not finished(experiment):
         pending = experiment.pending
-        if pending and (experiment.num_units == NUM_UNITS or len(pending) > LATE):
+        due = pending and (experiment.num_units == NUM_UNITS or len(pending) > LATE)
+        if due and pending[0] % 7 == 6:
+            experiment.withdraw(pending[0])
+            tell(2, pending[0], 0.0, 0.0)
+        elif due:
             arm = int(experiment.log.arm[pending[0]])
             experiment.update(outcome_of(pending[0], arm), pending[0])
             tell(1, pending[0], outcome_of(pending[0], arm), 0.0)
@@ -94,12 +102,14 @@ def main(directory, num_kills, seed):
         for event, unit, first, second in reports:
             if event == 0:
                 assert (float(log.arm[unit]), float(log.propensity[unit])) == (first, second)
+            elif event == 2:
+                assert log.withdrawn[unit] and not log.observed[unit]
             else:
                 assert log.observed[unit] and float(log.outcome[unit]) == first
         for name in ("covariates", "arm", "propensity", "predicted"):
             assert torch.equal(getattr(log, name), getattr(wanted, name)[:done]), name
         assert torch.equal(log.outcome[log.observed], wanted.outcome[:done][log.observed])
-        if loaded.num_observed == NUM_UNITS:
+        if finished(loaded):
             assert loaded.estimate() == reference.estimate()
             run += 1
         loaded.close()

@@ -345,13 +345,13 @@ def test_a_design_of_ones_own_must_be_given_again(tmp_path):
     path, rows = tmp_path / "trial.journal", covariates_of(20)
     experiment = run(build(refit, covariate_dim=D, journal=path), rows)
     experiment.close()
-    with pytest.raises(ValueError, match="give policy=, one like the first"):
+    with pytest.raises(ValueError, match="give policy=, one like it"):
         TreatmentExperiment.load(path)
     loaded = TreatmentExperiment.load(path, refit)
     assert torch.equal(loaded.assign([0.3, 0.3])[1], run(build(refit, covariate_dim=D), rows).assign([0.3, 0.3])[1])
     oracle = TreatmentExperiment(OracleNeyman(two_arm_benchmark()), journal=tmp_path / "oracle")
     oracle.close()
-    with pytest.raises(ValueError, match="give policy=, one like the first"):
+    with pytest.raises(ValueError, match="give policy=, one like it"):
         TreatmentExperiment.load(tmp_path / "oracle")
 
 
