@@ -58,6 +58,7 @@ class Policy(SavedPolicy):
     Attributes:
         config: These arguments.
         trained_horizon: Largest number of trials that `DAD` trained it for, or None.
+        learning_rate: First learning rate that suits its weights.
         design_space: The experiment's design space.
         design_dim: Number D of design values.
         outcome_dim: Number O of values of an outcome.
@@ -79,6 +80,8 @@ class Policy(SavedPolicy):
         >>> Alternate(LocationFinding())(torch.tensor([[0.0, 0.0, 0.7, 1.0]]))  # after one trial: design, outcome, mask
         tensor([1., 1.])
     """
+
+    learning_rate: float = 2e-3
 
     def __init__(self, simulator: DesignSimulator, **config: Any):
         super().__init__(**config)

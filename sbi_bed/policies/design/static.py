@@ -51,6 +51,8 @@ class StaticPolicy(Policy):
         tensor([2., 3.])
     """
 
+    learning_rate = 2e-2  # its weights are the designs
+
     def __init__(self, simulator: DesignSimulator, horizon: int, designs: Tensor | None = None, num_starts: int = 1):
         horizon, num_starts = check_count(horizon, "horizon"), check_count(num_starts, "num_starts")
         super().__init__(simulator, horizon=horizon, num_starts=num_starts)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DAD"]
 
+_NO_END = 10**7  # steps, where time is what counts
 _GROWING = 0.4  # share of a training in which experiments grow to their full length
 _REPORTING, _WHOLE_TRAINING = 0.05, 50_000  # share of a time limit; experiments from which a report is made at once
 _IMPROVE_AT = 0.5  # share of a training after which a learned likelihood is improved
@@ -108,6 +109,7 @@ class DAD(StepTrainer):
         if not (bound is None or isinstance(bound, Bound)):
             raise TypeError(f"bound must be a Bound of sbi_bed.objectives, such as PCE(), got {bound!r}.")
         self._to_build = policy is None, bound is None
+        self._chooses_bound = bound is None
         self.policy: Policy = (self._new_policy() if policy is None else policy).to(self.device)
         self._check_gradients(bound)
         self.bound: Bound = (self._new_bound() if bound is None else bound).to(self.device)
@@ -154,10 +156,10 @@ class DAD(StepTrainer):
 
     def train(
         self,
-        num_steps: int = 5000,
+        num_steps: int | None = None,
         batch_size: int | None = None,
         num_contrastive: int | None = None,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         *,
         seed: int | None = None,
         first_trials: int | None = None,
@@ -167,11 +169,13 @@ class DAD(StepTrainer):
         """Train with Adam; returns the policy, in evaluation mode.
 
         Args:
-            num_steps: Number of gradient steps.
-            batch_size: Experiments simulated in each; if None 512, and 256 where a likelihood is learned.
-            num_contrastive: Contrastive samples L in each; those of the bound if None. A contrastive bound cannot exceed
-                log(L + 1).
-            learning_rate: First learning rate; it falls to `final_learning_rate` times that along a cosine.
+            num_steps: Number of gradient steps; if None as many as `max_seconds` allows, or 5000 without a time limit.
+            batch_size: Experiments simulated in each; if None 256 with a time limit or where a likelihood is learned, else
+                512.
+            num_contrastive: Contrastive samples L in each; if None those of the bound, and 255 with a time limit if no bound
+                was given. A contrastive bound cannot exceed log(L + 1).
+            learning_rate: First learning rate; it falls to `final_learning_rate` times that along a cosine, over all steps
+                or over the time. If None `policy.learning_rate`: 2e-3, and 2e-2 for a `StaticPolicy`.
             seed: Seed of the whole training; the global generator if None.
             first_trials: Begin with experiments of so many trials, and let them grow to their full length in the first two
                 fifths of the training. Early steps are then cheaper, and what they teach carries over.
@@ -188,16 +192,19 @@ class DAD(StepTrainer):
                 weights are then those before that step).
         """
         self.bound, settings = bound_with_moved_arguments(self.bound, settings, self.simulator)
-        if batch_size is None:
-            batch_size = 256 if self.simulator.learns_likelihood else 512
-        arguments = {"num_steps": num_steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-        checked = StepSettings.of({**arguments, **settings})
+        arguments = {"num_steps": num_steps, "batch_size": batch_size, "learning_rate": learning_rate}
+        given = {name: value for name, value in arguments.items() if value is not None}
+        is_limited = settings.get("max_seconds") not in (None, math.inf)
+        checked = StepSettings.of({**self._suitable(is_limited), **given, "seed": seed, **settings})
         self._first_trials = None if first_trials is None else check_count(first_trials, "first_trials")
         self._num_starts = check_count(num_starts, "num_starts")
         if self._num_starts > 1 and isinstance(self.policy, StaticPolicy):
             raise ValueError(
                 "a StaticPolicy has starts of its own: StaticPolicy(..., num_starts=), and train without num_starts."
             )
+        if num_contrastive is None and self._chooses_bound and isinstance(self.bound, PCE):
+            whole = self._new_bound().num_contrastive
+            num_contrastive = min(255, whole) if is_limited and not self.simulator.learns_likelihood else whole
         self._set_num_contrastive(num_contrastive)
         self.bound.check(self.experiments)
         self._policy_report = None
@@ -320,6 +327,12 @@ class DAD(StepTrainer):
         return is_whole and self._can_report and not self._is_race and self._shards.num_processes == 1
 
     # ---- pieces
+
+    def _suitable(self, is_limited: bool) -> dict[str, Any]:
+        """Settings for those that are not given. In a limited time, many small steps lead further than few large ones."""
+        batch_size = 256 if is_limited or self.simulator.learns_likelihood else 512
+        num_steps = _NO_END if is_limited else 5000
+        return {"num_steps": num_steps, "batch_size": batch_size, "learning_rate": self.policy.learning_rate}
 
     @torch.no_grad()
     def _mean_terms(self, num_starts: int = 1) -> Tensor:

@@ -1,6 +1,8 @@
 """DAD: reaches known optima, repeats itself, resumes bitwise, and says what is wrong."""
 
+import itertools
 import math
+import types
 
 import numpy as np
 import pytest
@@ -434,3 +436,25 @@ def test_a_step_on_a_device_copies_nothing_from_the_cpu(build_bound, build_polic
         with copies:
             bound.training_loss(experiments.run(bounded, 16), experiments)[0].backward()
     assert copies.num == 0
+
+
+def test_with_nothing_but_a_time_limit_small_steps_use_all_of_it(tmp_path, monkeypatch):
+    ticks = itertools.count()  # a clock on which each look takes 20 ms
+    clock = types.SimpleNamespace(perf_counter=lambda: 0.02 * next(ticks))
+    monkeypatch.setattr("sbi_bed.inference.trainers.by_steps.time", clock)
+    simulator, recorder, path = LinearGaussian(2), Recorder(), tmp_path / "checkpoint"
+    in_time = DAD(simulator, 2, tracker=recorder, show_progress_bars=False)
+    in_time.report_every = 1
+    in_time.train(max_seconds=2.0, seed=0, checkpoint=path)
+    assert 90 <= in_time.num_steps <= 96  # a twentieth of the time is the report's
+    assert recorder.params[0]["batch_size"] == 256 and in_time.bound.num_contrastive == 255
+    rates = [metrics["learning_rate"] for _, metrics in recorder.metrics]
+    assert rates == sorted(rates, reverse=True) and rates[0] > 1.99e-3 and rates[-1] < 2.2e-5
+    again = DAD(simulator, 2, show_progress_bars=False)
+    again.train(max_seconds=2.0, seed=0, checkpoint=path, resume=True)
+    assert again.num_steps - in_time.num_steps in (0, 1)  # its time is over
+    in_time.train(1, 8, seed=0)
+    assert in_time.bound.num_contrastive == 1023
+    own = DAD(simulator, 2, bound=PCE(31), show_progress_bars=False)
+    own.train(1, 8, max_seconds=60.0, seed=0)
+    assert own.bound.num_contrastive == 31
