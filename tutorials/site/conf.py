@@ -43,6 +43,9 @@ napoleon_use_rtype = False
 napoleon_custom_sections = [("Shapes", "notes_style")]
 
 
+_SHOWN_WITH_SUBCLASSES = {"RecordedExperiment", "SavedExperiment"}  # bases that no room exports
+
+
 class Room(SphinxDirective):
     """All public names in `__all__` of a subpackage: a table, then each file with its docstring and its names."""
 
@@ -84,8 +87,11 @@ class Room(SphinxDirective):
 
     @staticmethod
     def _entry(room: ModuleType, name: str, *options: str) -> list[str]:
-        kind = "autoclass" if isinstance(getattr(room, name), type) else "autofunction"
-        return [f".. {kind}:: {room.__name__}.{name}", *options, ""]
+        value = getattr(room, name)
+        kind = "autoclass" if isinstance(value, type) else "autofunction"
+        bases = {base.__name__ for base in getattr(value, "__bases__", ())}
+        shared = ["   :inherited-members:"] if bases & _SHOWN_WITH_SUBCLASSES else []
+        return [f".. {kind}:: {room.__name__}.{name}", *options, *shared, ""]
 
 
 _CODE = re.compile(r"(``.+?``|`[^`]+`)")
