@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import sbi_bed
+from sbi_bed import __version__
+
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "tutorials" / "site"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(SITE.rglob("*.md"))]
@@ -86,3 +89,18 @@ def test_names_that_pages_refer_to_are_public():
     for page in PAGES:
         for room, name in re.findall(r"\{py:obj\}`[^<`]*<sbi_bed\.(\w+)\.(\w+)>`", page.read_text(encoding="utf-8")):
             assert name in importlib.import_module(f"sbi_bed.{room}").__all__, f"{page.name} refers to {room}.{name}"
+
+
+def test_one_version_and_all_old_names_are_in_the_list_of_changes():
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## (\d+\.\d+\.\d+)", changes, re.MULTILINE).group(1) == __version__
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    renamed = re.compile(r"^ *@renamed_arguments\((.+)\)", re.MULTILINE)
+    code = "".join(path.read_text(encoding="utf-8") for path in Path(sbi_bed.__file__).parent.rglob("*.py"))
+    names = [pair.split("=")[0].strip() for pairs in renamed.findall(code) for pair in pairs.split(",")]
+    moved = importlib.import_module("sbi_bed.inference.trainers.design.moved_arguments")._MOVED
+    assert names
+    for name in (*names, *moved):
+        assert f"{name}=" in changes
+    for name in sbi_bed.inference._RENAMED:
+        assert f"{name}`" in changes

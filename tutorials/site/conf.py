@@ -22,10 +22,19 @@ author = "The sbi_bed developers"
 copyright = author
 release = version = __version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",  # copies MathJax into the site, so that formulas show without a network
+]
 exclude_patterns = ["**/.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = f"sbi_bed {version}"
+html_static_path = ["static"]
+html_css_files = ["wide.css"]
 
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
@@ -96,6 +105,7 @@ class Room(SphinxDirective):
 
 _CODE = re.compile(r"(``.+?``|`[^`]+`)")
 _MARKUP = re.compile(r"([*|]|(?<=\w)_(?!\w))")
+_BOLD = re.compile(r"(?<![\w*])\*\*(?=[^\s*])([^*]+)(?<=\S)\*\*(?![\w*])")
 
 
 @functools.cache
@@ -111,15 +121,21 @@ def documented_names() -> dict[str, str]:
 
 
 def as_markup(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Treat docstrings as plain text: escape stars and bars in formulas, and link public names in backticks."""
+    """Treat docstrings as plain text with **bold**: escape stars and bars in formulas, link public names in backticks."""
     if what == "module":
         lines[:] = _with_literal_blocks(lines)
     for number in _prose(lines):
         prose, code = _CODE.split(lines[number])[::2], _CODE.findall(lines[number])
-        prose = [_MARKUP.sub(r"\\\1", part) for part in prose]
+        prose = [_escape(part) for part in prose]
         prose[1:] = ["\\ " + part if part[:1].isalnum() else part for part in prose[1:]]  # ends the preceding markup
         code = [_link(part) for part in code]
         lines[number] = "".join(itertools.chain(*itertools.zip_longest(prose, code, fillvalue="")))
+
+
+def _escape(text: str) -> str:
+    """Escape what reST would read as markup; **bold** stays."""
+    parts = [_MARKUP.sub(r"\\\1", part) for part in _BOLD.split(text)]
+    return "".join(f"**{part}**" if index % 2 else part for index, part in enumerate(parts))
 
 
 def _with_literal_blocks(lines: list[str]) -> Iterator[str]:
