@@ -18,12 +18,14 @@ from .actors.population import Population
 from .actors.reaching import ReachingCost, ReachingPerception, ReachingTask
 from .actors.recorded_responses import RecordedResponses, pack_responses, read_responses
 from .base import DesignSimulator
+from .batched import BatchedSimulator
 from .design.black_box import BlackBoxSimulator, process_design_simulator
 from .design.constant_elasticity import ConstantElasticity
 from .design.discounting import Discounting, ExponentialDiscounting, HyperbolicDiscounting, PresentBiasedDiscounting
 from .design.epidemic import StochasticEpidemic
 from .design.location_finding import LocationFinding
 from .design.pharmacokinetics import Pharmacokinetics
+from .design.prey_population import PreyPopulation
 from .design.recorded_choices import RecordedChoices, delay_discounting_simulator, read_choices, read_participant
 from .design_space import DesignSpace
 from .models.classrooms import Classrooms
@@ -60,6 +62,7 @@ __all__ = [
     "AbsoluteEffortCost",
     "ActorCost",
     "AsymmetricQuadraticCost",
+    "BatchedSimulator",
     "BayesianActor",
     "BlackBoxSimulator",
     "Choice",
@@ -93,6 +96,7 @@ __all__ = [
     "Population",
     "PowerScaledPrior",
     "PresentBiasedDiscounting",
+    "PreyPopulation",
     "QuadraticCost",
     "QuadraticEffortCost",
     "ReachingCost",

@@ -7,6 +7,7 @@ choice where questions come from a short list and outcomes are few.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...simulators.base import DesignSimulator, parameter_indices
+from ...simulators.batched import BatchedSimulator
 from ...simulators.design_space import DesignSpace
 from ...utils.checks import as_finite_tensor, check_choice, check_count
 from ...utils.quasi_random import quasi_random_draws
@@ -31,6 +33,7 @@ from .one_step_gain import (
     variance_reduction,
 )
 from .particle_filter import GreedyState, ParticleFilter, flatten, map_state
+from .plate_search import one_after_the_other
 
 __all__ = ["GreedyPolicy"]
 
@@ -48,8 +51,10 @@ class GreedyPolicy(Policy):
     - among candidates, those of a finite design space or the ones given: exactly for the particles where outcomes are
       finite (boolean, or a small `constraints.integer_interval`), else by nested Monte Carlo. What the particles say of
       each candidate is tabulated once, so that a question costs well under a millisecond;
-    - in a continuous space, from `num_candidates` designs, of which the best `num_starts` are improved by gradient
-      where outcomes are finite (and enumerated) or reparameterised (a contrastive bound, by the pathwise gradient).
+    - in any other space, from `num_candidates` designs, of which the best `num_starts` are improved by gradient
+      where outcomes are finite (and enumerated) or reparameterised (a contrastive bound, by the pathwise gradient), and by
+      other choices of categories, whole numbers and candidates among the design values;
+    - in batches of readings (`BatchedSimulator`), first one after the other, and then the whole batch like that.
 
     The next design is a deterministic function of the history, so a run that is reloaded goes on as it would have.
     Random numbers come from the policy's own seed; the global generator is left alone.
@@ -267,8 +272,22 @@ class GreedyPolicy(Policy):
         """Next designs (B, D) in a continuous space, for a flat state."""
         with seeded(self._seed + state.designs.shape[-2]):
             designs = starting_designs(self.design_space, self.num_candidates, state.designs)
+            climbs: dict[str, Any] = {
+                "num_starts": self.num_starts,
+                "num_steps": self.num_steps,
+                "learning_rate": self.learning_rate,
+            }
+            if isinstance(self.simulator, BatchedSimulator):
+                arguments = self.simulator, partial(self._gain_with, state), state.designs, self.num_candidates
+                designs = torch.cat([one_after_the_other(*arguments, **climbs).unsqueeze(1), designs], 1)
             gain = self._nested_gain(state) if self.outcomes is None else self._exact_gain(state)
-            return best_design(gain, designs, self.design_space, self.num_starts, self.num_steps, self.learning_rate)
+            return best_design(gain, designs, self.design_space, **climbs)
+
+    def _gain_with(self, state: GreedyState, simulator: DesignSimulator) -> Any:
+        """designs (B, S, D) -> gain (B, S) for an experiment with fewer readings."""
+        other = copy.copy(self)
+        other.simulator = simulator
+        return other._nested_gain(state)
 
     def _exact_gain(self, state: GreedyState) -> Any:
         """designs (B, S, D) -> gain (B, S)."""
