@@ -9,7 +9,14 @@ from .sensitivity import (
     plot_power_scaling,
     plot_sources_of_sensitivity,
 )
-from .treatment import plot_allocation, plot_efficiency, plot_gate_weights, plot_regret, plot_running_effect
+from .treatment import (
+    plot_allocation,
+    plot_efficiency,
+    plot_gate_weights,
+    plot_regret,
+    plot_running_effect,
+    plot_treatment_plan,
+)
 
 __all__ = [
     "plot_allocation",
@@ -32,5 +39,6 @@ __all__ = [
     "plot_ridge",
     "plot_running_effect",
     "plot_sources_of_sensitivity",
+    "plot_treatment_plan",
     "to_arviz",
 ]

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 
+from ..diagnostics.treatment.plan import TreatmentPlan
 from ..diagnostics.treatment.report import TreatmentReport
 from ..inference.experiments.treatment.a2ipw import AteEstimate
+from ..utils.checks import check_choice
 from .style import BLUE, GREY, PALETTE, names_of
 
-__all__ = ["plot_allocation", "plot_efficiency", "plot_gate_weights", "plot_regret", "plot_running_effect"]
+__all__ = [
+    "plot_allocation",
+    "plot_efficiency",
+    "plot_gate_weights",
+    "plot_regret",
+    "plot_running_effect",
+    "plot_treatment_plan",
+]
 
 
 def plot_allocation(
@@ -62,9 +71,13 @@ def plot_running_effect(running: AteEstimate, effect: float | None = None, *, ax
     """Draw the estimated effect against the number of units, with its interval at each and at all times.
 
     Args:
-        running: Of one experiment, e.g. `TreatmentExperiment.running()`: tensors (T,).
+        running: Of one experiment, e.g. `TreatmentExperiment.running()`: tensors (T,). Of one effect among several, take
+            `experiment.log.contrast(arm).running()`.
         effect: The true effect, or another to compare with, if any.
         ax: Axes to draw on and return; the current ones if None.
+
+    Raises:
+        ValueError: If there are several effects.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -73,6 +86,10 @@ def plot_running_effect(running: AteEstimate, effect: float | None = None, *, ax
         >>> plot_running_effect(running, effect=1.5, ax=Figure().add_subplot()).get_xlabel()
         'units'
     """
+    if running.num_arms > 2:
+        raise ValueError(
+            f"there are {running.num_arms - 1} effects: draw that of one arm, log.contrast(arm).running()."
+        )
     axes: Any = plt.gca() if ax is None else ax
     units = running.num_units
     sequence, wald = (
@@ -151,6 +168,50 @@ def plot_efficiency(reports: Mapping[str, TreatmentReport], *, ax: Axes | None =
     axes.axvline(1, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(place, list(reports))
     axes.set(xlabel="T·MSE / V*, ± 2 standard errors", title="Precision against the best possible")
+    return axes
+
+
+def plot_treatment_plan(
+    plan: TreatmentPlan, what: Literal["half_width", "power", "stopped"] = "half_width", *, ax: Axes | None = None
+) -> Axes:
+    """Draw what to expect of each design against the number of units: mean and two standard errors.
+
+    Args:
+        plan: What `plan_treatment` returned.
+        what: "half_width" of the interval; "power", how often it excludes 0; or "stopped", how often the confidence
+            sequence has excluded 0 by then.
+        ax: Axes to draw on and return; the current ones if None.
+
+    Raises:
+        ValueError: If `what` is none of these.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from sbi_bed.diagnostics import plan_treatment
+        >>> from sbi_bed.policies import CoinFlip, NonContextualNeyman
+        >>> from sbi_bed.simulators import multi_arm_benchmark
+        >>> problem = multi_arm_benchmark(sds=(1.0, 3.0), means=(0.0, 1.0))
+        >>> designs = {"coin": CoinFlip(0), "adaptive": NonContextualNeyman(0)}
+        >>> plan = plan_treatment(problem, designs, num_units=[40, 80], num_experiments=20, seed=0)
+        >>> ax = plot_treatment_plan(plan, "power", ax=Figure().add_subplot())
+        >>> [text.get_text() for text in ax.get_legend().get_texts()], ax.get_xlabel()
+        (['coin', 'adaptive'], 'units')
+    """
+    labels = {
+        "half_width": f"half-width of the {plan.level:.0%} interval",
+        "power": "power",
+        "stopped": "stopped by then",
+    }
+    check_choice(what, "what", list(labels))
+    axes: Any = plt.gca() if ax is None else ax
+    means, stderrs = getattr(plan, what), getattr(plan, f"{what}_stderr")
+    for label, mean, stderr, colour in zip(plan.designs, means, stderrs, PALETTE * len(means), strict=False):
+        axes.plot(plan.num_units, mean, color=colour, marker=".", label=label)
+        axes.fill_between(plan.num_units, mean - 2 * stderr, mean + 2 * stderr, color=colour, alpha=0.2, linewidth=0)
+    axes.set(xlabel="units", ylabel=labels[what], title="What to expect of the trial")
+    if what != "half_width":
+        axes.set_ylim(0, 1)
+    axes.legend(fontsize=8)
     return axes
 
 

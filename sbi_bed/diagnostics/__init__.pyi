@@ -13,6 +13,7 @@ from .sensitivity.power_scaling import PowerScaling, power_scaling_by_importance
 from .sensitivity.prior_sensitivity import prior_sensitivity
 from .sensitivity.prior_sensitivity_results import ModelSensitivity, PriorSensitivity
 from .sensitivity.simulation_gap import SimulationGap, simulation_gap
+from .treatment.plan import TreatmentPlan, plan_treatment
 from .treatment.replay import TrialReplay, replay_trial
 from .treatment.report import TreatmentReport, gate_weights, treatment_report, treatment_table
 from .treatment.study import TreatmentStudy, run_treatment_study
@@ -39,6 +40,7 @@ __all__ = [
     "ResolvingDesigns",
     "SimulationGap",
     "StepDADGain",
+    "TreatmentPlan",
     "TreatmentReport",
     "TreatmentStudy",
     "TrialReplay",
@@ -55,6 +57,7 @@ __all__ = [
     "model_calibration",
     "model_information_gain",
     "model_report",
+    "plan_treatment",
     "power_scaling_by_importance",
     "prior_sensitivity",
     "probability_recovery",

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ....utils.checks import check_positive
 
-__all__ = ["betting_intervals", "check_outcome_space", "outcome_range"]
+__all__ = ["betting_intervals", "check_outcome_space", "check_outcomes", "outcome_range"]
 
 _SHARES = 0.95 * 0.62 ** torch.arange(12, dtype=torch.float64)  # γ
 _NUM_CANDIDATES = 201  # m
@@ -62,6 +62,18 @@ def outcome_range(space: Any) -> tuple[float, float] | None:
     """Lowest and highest outcome; None for real outcomes."""
     space = check_outcome_space(space)
     return None if space == "real" else (0.0, 1.0) if isinstance(space, str) else space
+
+
+def check_outcomes(outcomes: Tensor, space: Any) -> None:
+    """Raise a `ValueError` that names the first outcome outside the space, if there is one."""
+    if (ends := outcome_range(space)) is None:
+        return
+    wrong = (outcomes < ends[0]) | (outcomes > ends[1])
+    if space == "binary":
+        wrong = (outcomes != 0) & (outcomes != 1)
+    if wrong.any():
+        expected = "0 or 1" if space == "binary" else f"between {ends[0]:g} and {ends[1]:g}"
+        raise ValueError(f"outcome must be {expected}, as outcome_space says, got {float(outcomes[wrong][0]):g}.")
 
 
 def betting_intervals(

@@ -8,24 +8,39 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ....simulators.treatment.arms import arm_chances
+from ....simulators.treatment.arms import arm_chances, arm_indicators
 from ....utils.checks import check_fraction
 from .a2ipw import FIRST_LOOK, AteEstimate, contrast_scores, estimate_ate, squared_width
 from .betting import betting_intervals, outcome_range
 from .few_events import effective_number, missing_events, sequence_factor
 
-__all__ = ["arm_events", "effect_scores", "estimate_effect"]
+__all__ = ["arm_events", "arm_scores", "effect_scores", "estimate_effect"]
 
 
 def effect_scores(
     arm: Tensor, outcome: Tensor, propensity: Tensor, predicted: Tensor, observed: Tensor, rates: Tensor | None
 ) -> Tensor:
     """Γ of each unit, (..., T), where outcomes are observed with probabilities `rates` (..., T, 2) in arms 0 and 1."""
+    return contrast_scores(*_seen(arm, outcome, propensity, predicted, observed, rates)).squeeze(-1)
+
+
+def arm_scores(
+    arm: Tensor, outcome: Tensor, propensity: Tensor, predicted: Tensor, observed: Tensor, rates: Tensor | None
+) -> Tensor:
+    """Scores of the mean outcome in arm 0 and in arm 1, (..., T, 2), whose difference is `effect_scores`."""
+    arm, outcome, chances, predicted = _seen(arm, outcome, propensity, predicted, observed, rates)
+    return predicted + arm_indicators(arm, 2) * (outcome.unsqueeze(-1) - predicted) / chances
+
+
+def _seen(
+    arm: Tensor, outcome: Tensor, propensity: Tensor, predicted: Tensor, observed: Tensor, rates: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Arm, −1 where the outcome is missing; outcome; probability that each arm is given and seen; predictions."""
     chances = _chances(arm, propensity).double()
     if rates is not None:
         chances = (chances * rates).clamp_min(1e-12)
         arm = torch.where(observed, arm, -1)
-    return contrast_scores(arm.double(), outcome.double(), chances, predicted.double()).squeeze(-1)
+    return arm.double(), outcome.double(), chances, predicted.double()
 
 
 def estimate_effect(

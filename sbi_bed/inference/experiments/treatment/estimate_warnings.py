@@ -1,4 +1,4 @@
-"""What a user should know of an estimate: too few events, loss that differs between arms, outcomes that look binary."""
+"""What a user should know of an estimate: few events, loss that differs, delay that depends on outcomes, binary outcomes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 from .effect import arm_events
 from .log import TreatmentLog
-from .observation import ObservationRates
+from .observation import ObservationRates, delay_dependence
 
 __all__ = ["estimate_warnings"]
 
 _FEWEST = 5.0  # effective events of an arm
 _CLEAR = 3.0  # standard errors by which shares differ
 _LOOKS_BINARY = 20  # outcomes, all 0 or 1
+_RARE = 1e-4  # p-value of a dependence between delay and outcome; estimates are looked at again and again
 
 
 def estimate_warnings(log: TreatmentLog, outcome_space: Any) -> list[tuple[str, str]]:
@@ -39,12 +40,27 @@ def estimate_warnings(log: TreatmentLog, outcome_space: Any) -> list[tuple[str, 
     for arm, part in contrasts.items():
         if not part.observed.all():
             found += [(f"{kind} {arm}", text) for kind, text in _about_loss(part.observation, arm)]
-    return found
+    return found + _about_delay(log)
+
+
+def _about_delay(log: TreatmentLog) -> list[tuple[str, str]]:
+    if log.delay is None or log.age is None:
+        return []
+    for arm in range(log.num_arms):
+        mine = log.arm == arm
+        tau, p, num = delay_dependence(*(part[mine] for part in (log.outcome, log.observed, log.delay, log.age)))
+        if p < _RARE:
+            text = f"outcomes of arm {arm} that come late are {'larger' if tau > 0 else 'smaller'} than those that come soon"
+            text += f" (Kendall's τ {tau:.2f} from {num} units, p = {p:.1g}). Estimates assume that delay does not depend on"
+            return [("delay", f"{text} outcomes: wait until all outcomes are there before you look at this one.")]
+    return []
 
 
 def _about_loss(found: ObservationRates | None, arm: int) -> list[tuple[str, str]]:
     if found is None:
-        text = f"arm 0 or arm {arm} has no outcome yet: the effect cannot be estimated, its standard error is infinite."
+        text = (
+            f"an arm has no outcome yet: the effect of arm {arm} cannot be estimated, its standard error is infinite."
+        )
         return [("arm", text)]
     if int(found.num_decided.min()) == 0:
         return []

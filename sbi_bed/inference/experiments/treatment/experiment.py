@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ....policies.treatment.base import TreatmentPolicy
-from ....policies.treatment.baselines import CoinFlip, predictor_for
-from ....simulators.treatment.arms import clip_shares, draw_arms
+from ....simulators.treatment.arms import draw_arms
 from ....utils.checks import as_finite_tensor, check_count
-from ....utils.seeding import seed_for, seeded
+from ....utils.seeding import seed_for
 from ....utils.warn_user import warn_user
 from ..journal import Journal
 from ..saved import SavedExperiment, plain_to_policy, policy_to_plain
-from .a2ipw import AteEstimate, check_propensity
-from .betting import check_outcome_space, outcome_range
+from .a2ipw import AteEstimate
+from .betting import check_outcome_space, check_outcomes, outcome_range
 from .estimate_warnings import estimate_warnings
+from .frames import is_frame, read_frame, with_columns
 from .log import TreatmentLog
-from .nuisance import PastNuisance
-from .units import Unit, UnitRegister
+from .past_learner import PastLearner, executed_propensity
+from .trial_report import TrialReport, trial_report
+from .units import UnitRegister
 
 __all__ = ["TreatmentExperiment"]
 
@@ -56,8 +56,14 @@ class TreatmentExperiment(SavedExperiment):
         seed: Seed of the assignments; drawn from torch's global generator if None.
         journal: New file that every assignment and outcome is written to before it is answered. None keeps them in memory.
         num_arms: Number K of arms; needed for a callable only, and 2 if None.
+        open_arms: Arms that take units from the start, arm 0 among them; all if None. See `open_arm`.
+        missing_covariates: What a covariate is that is missing (NaN, None): "mean", the mean of the units so far; or d
+            numbers. None refuses it. The log has the covariate as it was filled, and says of which units.
+        covariate_names: Names of the covariates in frames; if None all columns of the first frame but the ids.
 
     Attributes:
+        open_arms: Arms that take units, in order.
+        covariate_names: Names of the covariates, if any.
         seed: The seed.
         num_arms: Number K of arms.
         outcome_space: "real", "binary" or (low, high).
@@ -100,6 +106,9 @@ class TreatmentExperiment(SavedExperiment):
         seed: int | None = None,
         journal: str | Path | None = None,
         num_arms: int | None = None,
+        open_arms: Sequence[int] | None = None,
+        missing_covariates: Any = None,
+        covariate_names: Sequence[str] | None = None,
     ):
         if not callable(policy):
             raise TypeError(f"policy must be a TreatmentPolicy or a callable, got {policy!r}.")
@@ -120,34 +129,42 @@ class TreatmentExperiment(SavedExperiment):
         self.seed = int(torch.randint(2**62, ())) if seed is None else check_count(seed, "seed", 0)
         self.refit_every = check_count(refit_every, "refit_every")
         self.policy, self._has_nuisance = policy, nuisance is not None
-        contextual, other = isinstance(policy, TreatmentPolicy), isinstance(nuisance, TreatmentPolicy)
-        self._regressor = None if nuisance is None or other else PastNuisance(nuisance, self.refit_every, self.num_arms)
-        means = CoinFlip(self.covariate_dim, clip=self.clip, num_arms=self.num_arms)
-        self._predictor = predictor_for(policy if contextual else means, nuisance if other else None)
-        weights = [p for p in policy.parameters() if p.is_floating_point()] if isinstance(policy, nn.Module) else []
-        self._dtype, self._device = (weights[0].dtype, weights[0].device) if weights else (torch.float64, "cpu")
-        if contextual:
-            self._dtype = torch.float64  # float32 would lose outcomes that are small beside their location
-        self._register = UnitRegister(self.covariate_dim, self.num_arms)
+        self._learner = PastLearner(
+            policy, nuisance, self.covariate_dim, self.num_arms, self.clip, self.refit_every, self.seed
+        )
+        self.open_arms = sorted(range(self.num_arms) if open_arms is None else open_arms)
+        self._first_open, every = self.open_arms, set(range(self.num_arms))
+        if not {0} < set(self.open_arms) <= every or len(set(self.open_arms)) < len(self.open_arms):
+            raise ValueError(f"open_arms must be arm 0 and other arms below {self.num_arms}, got {open_arms}.")
+        self.covariate_names = None if covariate_names is None else list(covariate_names)
+        if self.covariate_names is not None and len(self.covariate_names) != self.covariate_dim:
+            raise ValueError(f"covariate_names must be {self.covariate_dim} names, got {self.covariate_names}.")
+        fill = missing_covariates
+        if fill is not None and not isinstance(fill, str):
+            fill = as_finite_tensor(fill, "missing_covariates", self.covariate_dim, dtype=torch.float64)
+        elif fill not in (None, "mean"):
+            raise ValueError(f"missing_covariates must be 'mean' or {self.covariate_dim} numbers, got {fill!r}.")
+        self._register = UnitRegister(self.covariate_dim, self.num_arms, fill)
         self._entries: list[dict[str, Any]] = []
-        self._states: list[Any] | None = None
-        self._num_learnt = 0
         self._warned: set[str] = set()
         self._header = self._describe()
         self._journal = None if journal is None else Journal.create(journal, self._header)
 
     # ---- ask and tell
 
-    def assign(self, covariates: Any = (), unit: Any = None) -> tuple[Tensor, Tensor]:
+    def assign(self, covariates: Any = (), unit: Any = None) -> Any:
         """Assign the next unit, or several at once, none of which then sees another's outcome.
 
         Args:
-            covariates: Covariates (d,) of a unit, or (n, d) of several, known before treatment.
-            unit: Id of the unit, a whole number or a string, or n ids; by default they are numbered from 0 on.
+            covariates: Covariates (d,) of a unit, or (n, d) of several, known before treatment; or a frame of pandas or
+                polars with a row for each unit.
+            unit: Id of the unit, a whole number or a string, or n ids; by default they are numbered from 0 on. With a frame
+                also the name of the column that holds the ids.
 
         Returns:
             Arm, and probability of arm 1 that it was drawn with: shape () for one unit, (n,) for several. With K > 2 arms
-            the probability of each, (K,) or (n, K).
+            the probability of each, (K,) or (n, K). For a frame the same frame with columns unit, arm and propensity (or
+            p0, p1, … with K > 2 arms) added.
 
         Raises:
             TypeError: If covariates are not numbers.
@@ -155,18 +172,34 @@ class TreatmentExperiment(SavedExperiment):
                 proposes no probability strictly between 0 and 1. Nothing is recorded then.
             OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
         """
-        units, rows = self._register.new_units(covariates, unit)
+        frame, names = (covariates, None) if is_frame(covariates) else (None, None)
+        if frame is not None:
+            covariates, unit, names = read_frame(frame, unit, self.covariate_names)
+        units, rows, gaps = self._register.new_units(covariates, unit)
         single = rows.ndim == 1
         rows = rows.reshape(len(units), self.covariate_dim)
-        self._learn()
+        self._learner.learn(self._register.arrivals)
         propensity, predicted = self._propose(rows)
         first = len(self._register)
         chance = torch.stack([self._chance(first + i) for i in range(len(rows))])
         arm = draw_arms(chance, propensity, self.num_arms)
         columns = {"covariates": rows, "arm": arm, "propensity": propensity, "predicted": predicted}
         entry = {"event": "assign", "units": units, **{name: values.tolist() for name, values in columns.items()}}
+        if gaps.any():
+            entry["missing"] = gaps.reshape(rows.shape).tolist()
+        if names != self.covariate_names and names is not None:
+            entry["names"] = names
         self._write(entry)
-        self._register.add(units, *columns.values())
+        self.covariate_names = names or self.covariate_names
+        self._register.add(units, *columns.values(), gaps=gaps)
+        if frame is not None:
+            by_arm = (
+                {f"p{a}": column.tolist() for a, column in enumerate(propensity.unbind(-1))}
+                if self.num_arms > 2
+                else {}
+            )
+            given = by_arm or {"propensity": propensity.tolist()}
+            return with_columns(frame, {"unit": units, "arm": arm.tolist(), **given})
         return (arm[0], propensity[0]) if single else (arm, propensity)
 
     def update(self, outcome: Any, unit: Any = None, arm: Any = None) -> None:
@@ -184,17 +217,66 @@ class TreatmentExperiment(SavedExperiment):
             OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
         """
         units = self._register.waiting_units(unit)
-        values = as_finite_tensor(outcome, "outcome", dtype=torch.float64).detach().cpu()
-        if values.ndim > 1 or len(values) != len(units):
-            raise ValueError(f"outcome must have one number for each of {len(units)} units, got {tuple(values.shape)}.")
-        if (values.abs() > _LARGEST).any():
-            raise ValueError(f"outcome must be within ± {_LARGEST:g}, got {values.tolist()}: give it in larger units.")
+        values = self._check_outcomes(outcome, units)
         self._register.check_arms(units, arm)
-        self._check_space(values)
         self._write({"event": "outcome", "units": units, "outcome": values.tolist()})
         self._register.observe(units, values.tolist())
         with contextlib.suppress(Exception):  # the outcome is safe; assign will raise the error again
-            self._learn()
+            self._learner.learn(self._register.arrivals)
+
+    def correct(self, outcome: Any, unit: Any) -> None:
+        """Replace the outcome of a unit, or of several; with a journal both outcomes are on the disk.
+
+        The estimate has the outcome as corrected. Propensities and predictions of units that were assigned meanwhile stay
+        what they were; later ones rest on all outcomes as they now are. A correction must not depend on which arms later
+        units got.
+
+        Args:
+            outcome: Outcome, a number, or n of them.
+            unit: Id of the unit, or n ids.
+
+        Raises:
+            TypeError: If the outcome is not a number, or no unit is named.
+            ValueError: If the outcome is not finite, or a unit is unknown or has no outcome. Nothing is recorded then.
+            OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
+        """
+        if unit is None:
+            raise TypeError("unit must name the units to correct, got None.")
+        units = self._register.observed_units(unit)
+        values = self._check_outcomes(outcome, units)
+        self._write({"event": "correct", "units": units, "outcome": values.tolist()})
+        self._register.correct(units, values.tolist())
+        self._learner.forget()  # and learn anew, from all outcomes in the order in which they came
+
+    def close_arm(self, arm: int) -> None:
+        """Assign no more units to a treatment. Its effect is estimated from the units that could have got it.
+
+        Raises:
+            ValueError: If it is no treatment (arm 0 stays), is not open, or the only one that is open.
+            OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
+        """
+        self._set_open(arm, False)
+
+    def open_arm(self, arm: int) -> None:
+        """Assign units to a treatment from now on: one of `num_arms` that was not among `open_arms`, or was closed.
+
+        It is compared with the units of the control that could have got it, those assigned while both were open.
+
+        Raises:
+            ValueError: If it is no treatment, or open already.
+            OSError: If the journal cannot be written. Nothing is recorded then, and the call may be repeated.
+        """
+        self._set_open(arm, True)
+
+    def _set_open(self, arm: int, is_open: bool) -> None:
+        arms = [a for a in self.open_arms if a != arm] + [arm] * is_open
+        if not 1 <= check_count(arm, "arm", 0) < self.num_arms or (arm in self.open_arms) == is_open or len(arms) < 2:
+            raise ValueError(
+                f"arm must be a treatment, 1 to {self.num_arms - 1}, that is {'closed' if is_open else 'open'} and not the "
+                f"only one that is open, got {arm}; open are {self.open_arms}."
+            )
+        self._write({"event": "arms", "open": sorted(arms)})
+        self.open_arms = sorted(arms)
 
     def withdraw(self, unit: Any) -> None:
         """Record that the outcome of a unit, or of several, will never come; with a journal it is on the disk.
@@ -234,8 +316,7 @@ class TreatmentExperiment(SavedExperiment):
     @property
     def log(self) -> TreatmentLog:
         """Every unit: covariates, arm, outcome, propensity, predictions; also as a table, see `TreatmentLog`."""
-        needs_outcomes = self._regressor is not None or self._predictor.needs_outcomes
-        return self._register.log(self._register.num_blind if needs_outcomes else 0)
+        return self._register.log(self._register.num_blind if self._learner.needs_outcomes else 0, self.covariate_names)
 
     @property
     def history(self) -> Tensor:
@@ -261,6 +342,10 @@ class TreatmentExperiment(SavedExperiment):
                 self._warned.add(kind)
                 warn_user(message)
         return found
+
+    def report(self, level: float = 0.95) -> TrialReport:
+        """Flow of units and outcomes in each arm, means and effects, as a trial report has them (CONSORT 2010)."""
+        return trial_report(self.log, self.estimate(level))
 
     def running(self, level: float = 0.95) -> AteEstimate:
         """The same after each unit that enters the estimate, in the order of assignment: tensors (num_units,)."""
@@ -308,6 +393,12 @@ class TreatmentExperiment(SavedExperiment):
             options["outcome_space"] = space if isinstance(space, str) else list(space)
         if self.num_arms != 2:
             options["num_arms"] = self.num_arms
+        if len(self._first_open) < self.num_arms:
+            options["open_arms"] = self._first_open
+        if (fill := self._register.fill) is not None:
+            options["missing_covariates"] = fill.tolist() if isinstance(fill, Tensor) else fill
+        if self.covariate_names is not None:
+            options["covariate_names"] = self.covariate_names
         return {
             "kind": type(self).__name__,
             "covariate_dim": self.covariate_dim,
@@ -320,9 +411,15 @@ class TreatmentExperiment(SavedExperiment):
         """Take up one entry of a file; propensities and predictions are read, never computed anew."""
         if entry["event"] == "assign":
             names = ("covariates", "arm", "propensity", "predicted")
-            self._register.add(entry["units"], *(torch.tensor(entry[name], dtype=torch.float64) for name in names))
+            columns = (torch.tensor(entry[name], dtype=torch.float64) for name in names)
+            self._register.add(entry["units"], *columns, gaps=entry.get("missing"))
+            self.covariate_names = entry.get("names", self.covariate_names)
         elif entry["event"] == "outcome":
             self._register.observe(self._register.waiting_units(entry["units"]), entry["outcome"])
+        elif entry["event"] == "correct":
+            self._register.correct(self._register.observed_units(entry["units"]), entry["outcome"])
+        elif entry["event"] == "arms":
+            self.open_arms = list(entry["open"])
         elif entry["event"] == "withdraw":
             self._register.withdraw(self._register.waiting_units(entry["units"]))
         else:
@@ -331,101 +428,26 @@ class TreatmentExperiment(SavedExperiment):
 
     # ---- inside
 
-    def _check_space(self, outcomes: Tensor) -> None:
-        ends = outcome_range(self.outcome_space)
-        if ends is None:
-            return
-        wrong = (outcomes < ends[0]) | (outcomes > ends[1])
-        if self.outcome_space == "binary":
-            wrong = (outcomes != 0) & (outcomes != 1)
-        if wrong.any():
-            expected = "0 or 1" if self.outcome_space == "binary" else f"between {ends[0]:g} and {ends[1]:g}"
-            raise ValueError(f"outcome must be {expected}, as outcome_space says, got {float(outcomes[wrong][0]):g}.")
+    def _check_outcomes(self, outcome: Any, units: list[Any]) -> Tensor:
+        values = as_finite_tensor(outcome, "outcome", dtype=torch.float64).detach().cpu()
+        if values.ndim > 1 or len(values) != len(units):
+            raise ValueError(f"outcome must have one number for each of {len(units)} units, got {tuple(values.shape)}.")
+        if (values.abs() > _LARGEST).any():
+            raise ValueError(f"outcome must be within ± {_LARGEST:g}, got {values.tolist()}: give it in larger units.")
+        check_outcomes(values, self.outcome_space)
+        return values
 
     def _chance(self, number: int) -> Tensor:
         """The uniform number that decides about a unit; it depends on the seed and the unit's number alone."""
         generator = torch.Generator().manual_seed(seed_for(self.seed, f"unit {number}"))
         return torch.rand((), generator=generator, dtype=torch.float64)
 
-    @torch.no_grad()
-    def _learn(self) -> None:
-        """Take up the outcomes that have come since, in the order in which they came."""
-        learners = self._learners
-        if self._states is None:
-            self._states = [learner.initial_state() for learner in learners]
-        while self._num_learnt < self.num_observed:
-            seen = self._register.arrivals[self._num_learnt]
-            row = (self._read(seen.covariates), self._read(seen.arm), self._read(seen.outcome))
-            with seeded(seed_for(self.seed, f"update {self._num_learnt}")):
-                self._states = [
-                    learner.update(state, *row) for learner, state in zip(learners, self._states, strict=True)
-                ]
-            if self._regressor is not None:
-                self._regressor.observe(seen.covariates, seen.arm, seen.outcome)
-            self._num_learnt += 1
-
-    @property
-    def _learners(self) -> list[TreatmentPolicy]:
-        """What predicts, and, if it is another policy, what assigns."""
-        if not isinstance(self.policy, TreatmentPolicy) or self.policy is self._predictor:
-            return [self._predictor]
-        return [self._predictor, self.policy]
-
-    @torch.no_grad()
     def _propose(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Propensity (n,) or (n, K) and predictions (n, K) for covariates (n, d), from what has been learnt."""
-        states, read = self._states or [], self._read(rows)
-        with seeded(seed_for(self.seed, f"propensity {len(self._register)}")):
-            if isinstance(self.policy, TreatmentPolicy):
-                proposed = self.policy.propensity(states[-1], read)
-            else:
-                past = self._history_of(self._register.arrivals)
-                proposed = torch.stack([_as_propensity(self.policy(past, row), self.num_arms) for row in read])
-        proposed = check_propensity(proposed.cpu(), "the policy's propensity")
-        if self.num_arms == 2:
-            proposed = proposed.clamp(self.clip, 1 - self.clip).expand(len(rows))
-        else:
-            proposed = clip_shares(proposed / proposed.sum(-1, keepdim=True), self.clip).expand(
-                len(rows), self.num_arms
-            )
-        if self._regressor is not None:
-            predicted = self._regressor.predict(rows)
-        else:
-            predicted = self._predictor.predict(states[0], read)[0]
-        predicted = as_finite_tensor(predicted, "the predicted outcomes", last_dim=self.num_arms).double().cpu()
+        """Executed propensity (n,) or (n, K) and predictions (n, K) for covariates (n, d), from what has been learnt."""
+        proposed, predicted = self._learner.propose(rows, self._register.arrivals, len(self._register))
+        is_open = torch.zeros(self.num_arms, dtype=torch.bool)
+        is_open[self.open_arms] = True
+        executed = executed_propensity(proposed, self.clip, is_open)
         if (ends := outcome_range(self.outcome_space)) is not None:
             predicted = predicted.clamp(*ends)
-        return proposed, predicted.expand(len(rows), self.num_arms)
-
-    def _history_of(self, seen: Sequence[Unit]) -> Tensor:
-        """Units as a policy reads them, (n, d + 3)."""
-        columns = [torch.cat([u.covariates, u.covariates.new_tensor([u.arm, u.outcome, 1.0])]) for u in seen]
-        return self._read(torch.stack(columns) if columns else torch.zeros(0, self.covariate_dim + 3))
-
-    def _read(self, value: Any) -> Tensor:
-        return torch.as_tensor(value, dtype=self._dtype, device=self._device)
-
-
-def _as_propensity(proposed: Any, num_arms: int) -> Tensor:
-    """What a callable policy returned: a scalar for two arms, else (K,).
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is another number of numbers, or they do not sum to one.
-    """
-    try:
-        value = torch.as_tensor(proposed)
-    except (TypeError, ValueError, RuntimeError) as err:
-        raise TypeError(f"policy must return the probability of arm 1, a number, got {proposed!r}.") from err
-    if num_arms > 2:
-        if value.shape != (num_arms,) or abs(float(value.sum()) - 1) > 1e-6:
-            raise ValueError(
-                f"policy must return {num_arms} probabilities that sum to 1, one an arm, got {proposed!r}."
-            )
-        return value
-    if value.numel() != 1:
-        raise ValueError(
-            f"policy must return one number, the probability of arm 1, got shape {tuple(value.shape)}: there are two arms, "
-            "0 and 1."
-        )
-    return value.reshape(())
+        return executed.expand(len(rows), *[self.num_arms][: self.num_arms - 2]), predicted

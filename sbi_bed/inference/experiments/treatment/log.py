@@ -26,8 +26,9 @@ from ....utils.checks import check_count
 from ....utils.files import write_atomically
 from .a2ipw import AteEstimate
 from .blind_start import start_blind
-from .effect import effect_scores, estimate_effect
+from .effect import arm_events, arm_scores, effect_scores, estimate_effect
 from .observation import ObservationRates, observation_rates
+from .risk_ratio import RiskRatio, estimate_ratio
 
 __all__ = ["TreatmentLog"]
 
@@ -47,6 +48,9 @@ class TreatmentLog:
         delay: Number of assignments between a unit's and its outcome, (T,), of a single experiment; 0 if None.
         age: Number of assignments since a unit's, (T,). If None, no unit without outcome is waiting: all are lost.
         withdrawn: Whether a unit was withdrawn, (T,); none if None.
+        corrected: Whether an outcome was corrected later, (T,); none if None.
+        incomplete: Whether a covariate was missing and was filled, (T,); none if None.
+        covariate_names: Names of the covariates; x1, x2, … if None.
         num_blind: Number of first units whose predictions rest on no outcome and no known location of outcomes.
 
     Example:
@@ -73,6 +77,9 @@ class TreatmentLog:
     age: Tensor | None = None
     withdrawn: Tensor | None = None
     num_blind: int = 0
+    corrected: Tensor | None = None
+    incomplete: Tensor | None = None
+    covariate_names: Sequence[str] | None = None
 
     @property
     def num_arms(self) -> int:
@@ -144,19 +151,38 @@ class TreatmentLog:
         if self.num_arms == 2:
             return self, kept
         other = torch.where(self.arm == arm, 1.0, torch.where(self.arm == 0, 0.0, 2.0)).to(self.arm)
-        own = {name: getattr(self, name) for name in ("delay", "age", "withdrawn")}
-        log = TreatmentLog(
-            self.covariates[..., kept, :],
-            other[..., kept],
-            self.outcome[..., kept],
-            chances[..., kept, :],
-            self.predicted[..., kept, :][..., [0, arm]],
-            self.observed[..., kept],
-            None if self.units is None else [unit for unit, there in zip(self.units, kept, strict=True) if there],
-            **{name: None if column is None else column[kept] for name, column in own.items()},
-            num_blind=int(kept[: self.num_blind].sum()),
-        )
-        return log, kept
+        return replace(self, arm=other, propensity=chances, predicted=self.predicted[..., [0, arm]])._where(kept), kept
+
+    def subgroup(self, members: Any) -> TreatmentLog:
+        """The log of some units, for the effect among them: `log.subgroup(log.covariates[:, 0] > 50).estimate()`.
+
+        Who is a member may depend on covariates only, and is to be fixed before outcomes are seen.
+
+        Args:
+            members: Whether each unit is one, (T,).
+
+        Raises:
+            ValueError: If there is not one truth value for each unit, or no member.
+        """
+        members = torch.as_tensor(members)
+        if members.dtype != torch.bool or members.shape != (len(self),) or not members.any():
+            raise ValueError(
+                f"members must be {len(self)} truth values, one a unit and not all False, got {members.dtype} of shape "
+                f"{tuple(members.shape)}."
+            )
+        return self._where(members)
+
+    def _where(self, kept: Tensor) -> TreatmentLog:
+        """The log of the units that are kept, (T,)."""
+        wide = {name: getattr(self, name)[..., kept, :] for name in ("covariates", "predicted")}
+        wide["propensity"] = self.propensity[
+            (..., kept, slice(None)) if self.propensity.ndim > self.arm.ndim else (..., kept)
+        ]
+        plain = {name: getattr(self, name)[..., kept] for name in ("arm", "outcome", "observed")}
+        names = ("delay", "age", "withdrawn", "corrected", "incomplete")
+        own = {name: None if getattr(self, name) is None else getattr(self, name)[kept] for name in names}
+        units = None if self.units is None else [unit for unit, there in zip(self.units, kept, strict=True) if there]
+        return replace(self, **wide, **plain, **own, units=units, num_blind=int(kept[: self.num_blind].sum()))
 
     def running(self, level: float = 0.95, tightest_at: int = 200, outcome_space: Any = "real") -> AteEstimate:
         """Estimates after each unit that enters, in the order of assignment: tensors (..., T), or (..., T, K − 1).
@@ -211,6 +237,23 @@ class TreatmentLog:
             (..., -1) if self.num_arms == 2 else (..., -1, slice(None))
         )
 
+    def risk_ratio(self, level: float = 0.95) -> RiskRatio:
+        """Mean outcome of each treatment over that of the control, of a single experiment; see `RiskRatio`.
+
+        Raises:
+            ValueError: If there are many experiments, fewer than two outcomes, or a negative one.
+        """
+        if self.arm.ndim != 1 or int(self.observed.sum()) < 2 or bool((self.outcome[self.observed] < 0).any()):
+            raise ValueError("a risk ratio needs a single experiment with at least 2 outcomes, none of them negative.")
+        each = []
+        for arm in range(1, self.num_arms):
+            log = self.contrast(arm)
+            parts, enters = log._entering()
+            known = bool(enters.any()) and (bool(log.observed.all()) or log.observation is not None)
+            events = arm_events(parts[0], parts[1], parts[2], parts[4])
+            each.append(estimate_ratio(arm_scores(*parts), events) if known else None)
+        return RiskRatio.of(each, level)
+
     @property
     def observation(self) -> ObservationRates | None:
         """How outcomes come in, of a single experiment; None while an arm has no outcome."""
@@ -236,14 +279,14 @@ class TreatmentLog:
         """The log of a single experiment as columns; the outcome is None where it is not yet observed.
 
         Args:
-            covariate_names: Names of the covariates; x1, x2, … if None.
+            covariate_names: Names of the covariates; those of the log if None.
 
         Raises:
             ValueError: If there are many experiments, or the names do not fit.
         """
         if self.arm.ndim != 1:
             raise ValueError(f"only a single experiment is a table, got a batch of shape {tuple(self.arm.shape[:-1])}.")
-        names = [f"x{i + 1}" for i in range(self.covariates.shape[-1])] if covariate_names is None else covariate_names
+        names = covariate_names or self.covariate_names or [f"x{i + 1}" for i in range(self.covariates.shape[-1])]
         propensity = {"propensity": self.propensity} if self.num_arms == 2 else _numbered("p", self.propensity)
         predictions = _numbered("f", self.predicted)
         taken = ("t", "unit", "arm", "outcome", *propensity, *predictions)

@@ -47,7 +47,12 @@ class PastNuisance:
                 f"predictions made elsewhere might have seen the outcome. Got {type(regressor).__name__}."
             )
         self.refit_every = check_count(refit_every, "refit_every")
-        self._regressor = copy.deepcopy(regressor)
+        self._regressor, self._num_arms = copy.deepcopy(regressor), num_arms
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all units."""
+        num_arms = self._num_arms
         self._models: list[Any] = [None] * num_arms
         self._covariates: list[list[np.ndarray]] = [[] for _ in range(num_arms)]
         self._outcomes: list[list[float]] = [[] for _ in range(num_arms)]

@@ -13,17 +13,24 @@ With rates G, the score of a unit of age k is
 
 R = 1 if the outcome is there. Its mean is τ whatever f̂ is. Units too young for one of the arms are left out in both arms:
 those of an age at which less than half of that arm's outcomes that ever come have come.
+
+That delay does not depend on outcomes can be tested. Among units of an age of at least k whose outcome came by age k, delay
+and outcome are then independent in each arm, whatever k is; Kendall's τ tests it, with the k that leaves most units. That
+loss does not depend on outcomes cannot be tested, since lost outcomes are not seen.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
+from scipy.stats import kendalltau
 from torch import Tensor
 
-__all__ = ["ObservationRates", "observation_rates"]
+__all__ = ["ObservationRates", "delay_dependence", "observation_rates"]
 
+_MOST_LIMITS = 50  # values of k that are tried
 _SHARE_DUE = 0.5  # of an arm's outcomes that have come at the youngest age that enters
 
 
@@ -87,3 +94,30 @@ def observation_rates(
     decided = observed | (limit >= times[-1])
     num_decided = torch.stack([(decided & (arm == a)).sum() for a in range(2)])
     return ObservationRates(rates, included, final, num_decided)
+
+
+def delay_dependence(outcome: Tensor, observed: Tensor, delay: Tensor, age: Tensor) -> tuple[float, float, int]:
+    """Kendall's τ of delay and outcome among units of one arm, its p-value, and their number; (0, 1, …) if delays are equal.
+
+    Args:
+        outcome: Shape (n,).
+        observed: Whether the outcome is there, (n,).
+        delay: Age at which it came, (n,).
+        age: Age of each unit, (n,).
+
+    Example:
+        >>> outcome, delay, age = torch.arange(30).double(), torch.arange(30).double(), torch.full((30,), 99.0)
+        >>> tau, p, num = delay_dependence(outcome, torch.ones(30, dtype=torch.bool), delay, age)
+        >>> tau, p < 1e-6, num
+        (1.0, True, 30)
+    """
+    limits = delay[observed].unique()
+    if len(limits) > _MOST_LIMITS:
+        limits = limits[torch.linspace(0, len(limits) - 1, _MOST_LIMITS).long()]
+    kept = observed & (delay <= limits.unsqueeze(-1)) & (age >= limits.unsqueeze(-1))
+    if not kept.any():
+        return 0.0, 1.0, 0
+    chosen = kept[int(kept.sum(-1).argmax())]
+    found: Any = kendalltau(delay[chosen].numpy(), outcome[chosen].numpy())
+    tau, p = float(found[0]), float(found[1])
+    return (0.0, 1.0, int(chosen.sum())) if math.isnan(tau) else (tau, p, int(chosen.sum()))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....utils.as_numbers import as_numbers
 from ....utils.checks import as_finite_tensor
 from .log import TreatmentLog
 
@@ -31,6 +32,8 @@ class Unit:
     observed: bool = False
     delay: int = 0
     withdrawn: bool = False
+    corrected: bool = False
+    gaps: Tensor | None = None  # which covariates were missing and are filled, (d,)
 
 
 class UnitRegister:
@@ -39,14 +42,16 @@ class UnitRegister:
     Args:
         covariate_dim: Number d of covariates.
         num_arms: Number K of arms.
+        fill: What missing covariates are: "mean" or numbers (d,); None refuses them.
 
     Attributes:
         arrivals: Units whose outcome is known, in the order in which it came.
         num_blind: Number of units that were assigned before any outcome was known.
     """
 
-    def __init__(self, covariate_dim: int, num_arms: int = 2):
-        self.covariate_dim, self.num_arms = covariate_dim, num_arms
+    def __init__(self, covariate_dim: int, num_arms: int = 2, fill: str | Tensor | None = None):
+        self.covariate_dim, self.num_arms, self.fill = covariate_dim, num_arms, fill
+        self._known = torch.zeros(2, covariate_dim, dtype=torch.float64)  # sum and number of covariates that were given
         self.arrivals: list[Unit] = []
         self.num_blind = 0
         self._units: dict[int | str, Unit] = {}
@@ -62,17 +67,20 @@ class UnitRegister:
         """Ids of the units without outcome."""
         return list(self._waiting)
 
-    def new_units(self, covariates: Any, unit: Any) -> tuple[list[int | str], Tensor]:
-        """Ids and covariates, (d,) or (n, d), float64, of units to be assigned.
+    def new_units(self, covariates: Any, unit: Any) -> tuple[list[int | str], Tensor, Tensor]:
+        """Ids; covariates, (d,) or (n, d), float64, of units to be assigned; and which were missing.
 
         Raises:
             TypeError: If covariates are not numbers, or an id is no whole number or string.
-            ValueError: If they have the wrong shape, are not finite, or a unit is known already.
+            ValueError: If they have the wrong shape, are infinite, or NaN without a rule, or a unit is known already.
         """
-        rows = as_finite_tensor(covariates, "covariates", self.covariate_dim, dtype=torch.float64)
+        rows = as_numbers(covariates, "covariates", missing=self.fill is not None, dtype=torch.float64)
+        gaps = rows.isnan() & (self.fill is not None)
+        rows = as_finite_tensor(torch.where(gaps, 0.0, rows), "covariates", self.covariate_dim, dtype=torch.float64)
+        gaps = gaps.reshape(rows.shape)
         if rows.ndim > 2 or (rows.ndim == 2 and len(rows) == 0):
             raise ValueError(f"covariates must have shape (d,) or (n, d), n > 0, got {tuple(rows.shape)}.")
-        rows = rows.detach().cpu().clone()
+        rows = self._filled(rows.detach().cpu().clone(), gaps)
         num = 1 if rows.ndim == 1 else len(rows)
         units = _as_ids(range(len(self), len(self) + num) if unit is None else unit)
         if len(units) != num or len(set(units)) != num:
@@ -80,17 +88,39 @@ class UnitRegister:
         known = [name for name in units if name in self._units]
         if known:
             raise ValueError(f"unit {known[0]!r} has been assigned already; each unit is assigned once.")
-        return units, rows
+        return units, rows, gaps
+
+    def _filled(self, rows: Tensor, gaps: Tensor) -> Tensor:
+        """Covariates without gaps. Means are those of the units so far and of these: all are known before treatment."""
+        if not gaps.any():
+            return rows
+        if isinstance(self.fill, Tensor):
+            return torch.where(gaps, self.fill, rows)
+        each = rows.reshape(-1, self.covariate_dim), (~gaps).reshape(-1, self.covariate_dim).double()
+        total, count = self._known + torch.stack([part.sum(0) for part in each])
+        if bool((gaps & (count == 0)).any()):
+            raise ValueError("a covariate is missing that no unit has yet: give missing_covariates= numbers to take.")
+        return torch.where(gaps, total / count.clamp_min(1), rows)
 
     def add(
-        self, units: Sequence[int | str], covariates: Tensor, arm: Tensor, propensity: Tensor, predicted: Tensor
+        self,
+        units: Sequence[int | str],
+        covariates: Tensor,
+        arm: Tensor,
+        propensity: Tensor,
+        predicted: Tensor,
+        gaps: Any = None,
     ) -> None:
         """Take up units that have been assigned."""
         covariates = covariates.reshape(len(units), self.covariate_dim)
+        there = torch.ones_like(covariates)
+        if gaps is not None:
+            there = 1 - torch.as_tensor(gaps).reshape(covariates.shape).double()
+        self._known += torch.stack([(covariates * there).sum(0), there.sum(0)])
         self._num_assignments += 1
         self.num_blind += 0 if self.arrivals else len(units)
-        for row in zip(units, covariates, arm.tolist(), propensity.tolist(), predicted, strict=True):
-            self._units[row[0]] = Unit(row[1], int(row[2]), row[3], row[4], self._num_assignments)
+        for row in zip(units, covariates, arm.tolist(), propensity.tolist(), predicted, there < 1, strict=True):
+            self._units[row[0]] = Unit(row[1], int(row[2]), row[3], row[4], self._num_assignments, gaps=row[5])
             self._waiting[row[0]] = None
         self._last = list(units)
 
@@ -107,14 +137,32 @@ class UnitRegister:
             if list(self._waiting) != self._last:
                 raise ValueError(f"{len(self._waiting)} units wait for outcomes: say unit=, whose outcome it is.")
             return self._last
-        units = _as_ids(unit)
+        units = self._known_units(unit)
         for name in units:
-            if name not in self._units:
-                raise ValueError(f"unit {name!r} is unknown: {len(self)} units have been assigned.")
             if self._units[name].withdrawn:
                 raise ValueError(f"unit {name!r} was withdrawn; it takes no outcome any more.")
             if name not in self._waiting:
                 raise ValueError(f"unit {name!r} has its outcome already, {self._units[name].outcome:g}.")
+        return units
+
+    def observed_units(self, unit: Any) -> list[int | str]:
+        """Ids of the units whose outcome is to be corrected.
+
+        Raises:
+            TypeError: If an id is no whole number or string.
+            ValueError: If a unit is unknown or has no outcome.
+        """
+        units = self._known_units(unit)
+        for name in units:
+            if not self._units[name].observed:
+                raise ValueError(f"unit {name!r} has no outcome to correct; record one by update().")
+        return units
+
+    def _known_units(self, unit: Any) -> list[int | str]:
+        units = _as_ids(unit)
+        for name in units:
+            if name not in self._units:
+                raise ValueError(f"unit {name!r} is unknown: {len(self)} units have been assigned.")
         if not units or len(set(units)) < len(units):
             raise ValueError(f"unit must name different units, got {units}.")
         return units
@@ -139,13 +187,18 @@ class UnitRegister:
             del self._waiting[name]
             self.arrivals.append(unit)
 
+    def correct(self, units: Sequence[int | str], outcomes: Sequence[float]) -> None:
+        """Replace outcomes; the order in which they came stays."""
+        for name, outcome in zip(units, outcomes, strict=True):
+            self._units[name].outcome, self._units[name].corrected = outcome, True
+
     def withdraw(self, units: Sequence[int | str]) -> None:
         """Take note that the outcomes of waiting units will never come."""
         for name in units:
             self._units[name].withdrawn = True
             del self._waiting[name]
 
-    def log(self, num_blind: int) -> TreatmentLog:
+    def log(self, num_blind: int, covariate_names: Sequence[str] | None = None) -> TreatmentLog:
         """All units, in the order of assignment; the predictions of the first `num_blind` rest on nothing."""
         units = list(self._units.values())
 
@@ -164,12 +217,15 @@ class UnitRegister:
             age=column([self._num_assignments - u.born for u in units]),
             withdrawn=torch.tensor([u.withdrawn for u in units], dtype=torch.bool),
             num_blind=num_blind,
+            corrected=torch.tensor([u.corrected for u in units], dtype=torch.bool),
+            incomplete=torch.tensor([u.gaps is not None and bool(u.gaps.any()) for u in units], dtype=torch.bool),
+            covariate_names=covariate_names,
         )
 
 
 def _as_ids(unit: Any) -> list[int | str]:
     """One id, or several, as a list of ints and strings."""
-    several = isinstance(unit, (list, tuple, range)) or getattr(unit, "ndim", 0) == 1
+    several = not isinstance(unit, str) and hasattr(unit, "__len__") and getattr(unit, "ndim", 1) == 1
     ids: list[int | str] = []
     for name in unit if several else [unit]:
         number: Any = name

@@ -7,7 +7,7 @@ import torch
 
 from sbi_bed.inference import TreatmentExperiment
 from sbi_bed.inference.experiments.treatment.log import TreatmentLog
-from sbi_bed.inference.experiments.treatment.observation import observation_rates
+from sbi_bed.inference.experiments.treatment.observation import delay_dependence, observation_rates
 from sbi_bed.policies import CoinFlip, NonContextualNeyman
 
 EFFECT = 1.0
@@ -163,3 +163,44 @@ def test_an_arm_without_outcomes_has_no_estimate():
     with pytest.warns(UserWarning, match="an arm has no outcome yet"):
         found = experiment.estimate()
     assert found.stderr == float("inf") and found.interval == (-float("inf"), float("inf"))
+
+
+def late_trial(seed, depends, num=150):
+    """Outcome, whether it is there, delay and age; delay rises with the outcome, or the mean of outcomes with time."""
+    generator = torch.Generator().manual_seed(seed)
+    age = torch.arange(num, 0, -1).double()
+    outcome = torch.randn(num, generator=generator, dtype=torch.float64) - 0.02 * age * (not depends)
+    noise = -10 * torch.rand(num, generator=generator, dtype=torch.float64).log()
+    delay = (noise * outcome.exp() if depends else noise).round()
+    return outcome, delay <= age, delay, age
+
+
+def test_delay_that_depends_on_outcomes_is_found_and_drift_is_not_taken_for_it():
+    p_values = torch.tensor([delay_dependence(*late_trial(seed, False))[1] for seed in range(400)])
+    for level in (0.01, 0.1, 0.5):
+        share = float((p_values < level).double().mean())
+        assert abs(share - level) < 4.5 * (level * (1 - level) / 400) ** 0.5
+    found = [delay_dependence(*late_trial(seed, True)) for seed in range(50)]
+    assert sum(tau > 0 and p < 1e-4 for tau, p, _ in found) >= 36 and min(num for _, _, num in found) > 40
+    outcome, seen, delay, age = late_trial(0, True)
+    assert delay_dependence(outcome, seen, torch.zeros_like(delay), age) == (0.0, 1.0, int(seen.sum()))
+    assert delay_dependence(outcome, seen & (age < 0), delay, age) == (0.0, 1.0, 0)
+
+
+def test_a_live_trial_warns_of_delay_that_depends_on_outcomes():
+    for depends in (True, False):
+        trial = TreatmentExperiment(CoinFlip(0), seed=0)
+        generator = torch.Generator().manual_seed(1)
+        due: dict[int, list[tuple[int, float]]] = {}
+        for t in range(160):
+            trial.assign()
+            outcome = float(torch.rand((), generator=generator))
+            delay = int(20 * outcome) if depends else int(20 * float(torch.rand((), generator=generator)))
+            due.setdefault(t + delay, []).append((t, outcome))
+            for unit, value in due.pop(t, []):
+                trial.update(value, unit)
+        if depends:
+            with pytest.warns(UserWarning, match="come late are larger than those that come soon"):
+                trial.estimate()
+        else:
+            trial.estimate()
