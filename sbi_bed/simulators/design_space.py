@@ -183,6 +183,11 @@ class DesignSpace:
         return any(part.is_choice for part in self.parts)
 
     @property
+    def is_finite(self) -> bool:
+        """Whether all design values come from finite sets."""
+        return all(part.is_choice for part in self.parts)
+
+    @property
     def depends_on_history(self) -> bool:
         """Whether the trials so far limit the next design."""
         return self._given is not None

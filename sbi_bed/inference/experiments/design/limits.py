@@ -52,7 +52,7 @@ class DesignLimits:
                 raise ValueError(f"{name} must be finite and not negative, got {value}.")
         if no_repeat_within is not None:
             no_repeat_within = check_count(no_repeat_within, "no_repeat_within", 0)
-            if min_distance == 0 and space.candidates is None:
+            if min_distance == 0 and not space.is_finite:
                 raise ValueError(
                     "in a continuous space no_repeat_within= needs min_distance=, the distance below which a design counts "
                     "as a repeat."
@@ -109,7 +109,9 @@ class DesignLimits:
         batch_shape = earlier.shape[:-2]
         chooses = hasattr(policy, "propose_among") and policy.candidates is not None
         candidates = policy.candidates if chooses else self.space.candidates
-        taken, distances = self._taken(earlier, skipped, 0.0 if candidates is not None else _FROM_SKIPPED)
+        taken, distances = self._taken(
+            earlier, skipped, 0.0 if candidates is not None or self.space.is_finite else _FROM_SKIPPED
+        )
         if candidates is not None and (len(distances) or self.budget is not None):
             allowed = self._allowed(candidates, taken, distances, spent)
             if isinstance(allowed, str):

@@ -31,6 +31,7 @@ from laboratory_runs import (
     quietly,
 )
 from models import LinearGaussian, YesNo, blood_samples_in_order
+from torch.distributions import constraints
 
 from sbi_bed.inference import AdaptiveExperiment, StepDAD
 from sbi_bed.inference.experiments.design.imagined import imagined_outcomes
@@ -38,7 +39,7 @@ from sbi_bed.inference.experiments.design.stopping import after_trials, gain_bel
 from sbi_bed.inference.experiments.design.trials import Trials
 from sbi_bed.inference.experiments.journal import read_journal
 from sbi_bed.policies import GreedyPolicy, RandomPolicy, StaticPolicy, TransformerPolicy
-from sbi_bed.simulators import DesignSimulator, LocationFinding, StochasticEpidemic
+from sbi_bed.simulators import DesignSimulator, DesignSpace, LocationFinding, StochasticEpidemic
 from sbi_bed.utils import seeded
 
 
@@ -277,6 +278,30 @@ def test_skips_in_a_continuous_space_keep_away(num_experiments):
     assert all(torch.pdist(each).min() >= 0.1 for each in places)
     experiment.record(torch.ones(*experiment._batch_shape, 1), design=torch.ones(*experiment._batch_shape, 2))
     assert not experiment.next_design().any()
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_designs_of_several_kinds_keep_apart(finite):
+    """Twelve combinations of a drug and a time are all found, each once; with a dose there is always another design."""
+    parts = {"drug": ["placebo", "A", "B"], "time": constraints.integer_interval(1, 4)}
+    space = DesignSpace.of_parts(**parts, **({} if finite else {"dose": constraints.interval(0.0, 10.0)}))
+    effect = lambda theta, design: theta * design[..., 1:2] + torch.randn_like(theta * design[..., 1:2])  # noqa: E731
+    simulator = DesignSimulator(LinearGaussian(1).prior, effect, space)
+    first = torch.tensor([1.0, 2.0, 5.0])[: space.dim]
+    still = lambda history: first.expand(*history.shape[:-2], -1)  # noqa: E731
+    experiment = begin(still, simulator, horizon=20, min_distance=1e-6)
+    while not experiment.done:
+        space.check(experiment.next_design())
+        experiment.record([0.0])
+    places = space.standardize(experiment.designs)
+    assert experiment.num_trials == (12 if finite else 20) and torch.pdist(places).min() >= 1e-5
+    skipping = begin(still, simulator, horizon=20)
+    while not skipping.done and len(skipping.skipped) < 20:
+        skipping.next_design()
+        skipping.skip()
+    assert len({tuple(each.design.tolist()) for each in skipping.skipped}) == (12 if finite else 20)
+    if finite:  # what counts as a repeat is clear
+        assert run(begin(still, simulator, no_repeat_within=1), 0.0, 0.0).designs.unique(dim=0).shape[0] == 2
 
 
 # ---- invalid trials
