@@ -415,9 +415,11 @@ def _broadcast(shape: torch.Size, other: torch.Size, name: str, other_name: str)
 
 
 def free_outcome(space: Any, outcome: Tensor) -> Tensor:
-    """Outcomes (..., O) of an outcome space in unconstrained coordinates; discrete ones as they are."""
+    """Outcomes (..., O) in unconstrained coordinates; discrete ones as they are, or as `read` of their space says."""
     while isinstance(space, constraints.independent):
         space = space.base_constraint
+    if hasattr(space, "read"):
+        return space.read(outcome)
     # By type: a copied or unpickled constraint is not the original object.
     if space.is_discrete or isinstance(space, type(constraints.real)):
         return outcome

@@ -5,9 +5,10 @@ A net speaks of each part in free coordinates u ∈ ℝ^F, roughly standard norm
 - Continuous: ξ = b(loc + scale · u), b = `biject_to(constraint)`. Where b bends, u first saturates softly at ±6, so that no
   net can drive a design to its bound or to infinity, where gradients die.
 - Choices: scores s = Φ u of the N rows of a table; the best row is taken. Where rows are points, Φ = K^½ with
-  K_ij = exp(−‖c_i − c_j‖) in standardised coordinates, so that neighbours share what is learned; with more than 128 rows,
-  K^½ is that of 128 of them, extended to the others. Where rows are categories, Φ = I, and a net reads them one-hot.
-  While a policy is trained, rows are drawn from softmax(s), and the log-probability is kept for the score-function gradient.
+  K_ij = exp(−‖c_i − c_j‖) in standardised coordinates (of logs, for positive whole numbers over a decade), so that
+  neighbours share what is learned; with more than 128 rows, K^½ is that of 128 of them, extended to the others. Where rows
+  are categories, Φ = I, and a net reads them one-hot. While a policy is trained, rows are drawn from softmax(s), and the
+  log-probability is kept for the score-function gradient.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .polytope import Polytope
 __all__ = ["Choices", "Continuous", "parts_of"]
 
 _MOST_SCORES, _MOST_INTEGERS = 128, 10_000
+_DECADE = 10  # positive whole numbers over a range of that ratio are read in logs
 _SHORT_TABLE, _NEAREST = 16, 6  # a longer table is searched among the nearest rows
 
 
@@ -149,15 +151,19 @@ class Choices(_Part):
         values: The rows, (N, D).
         labels: Names of the rows where they are categories without an order; values are then 0, …, N − 1.
         whole: Whether the rows are successive whole numbers, for messages.
+        in_logs: Whether positive rows are read, and compared, in logs.
     """
 
     is_choice = True
 
-    def __init__(self, values: Tensor, labels: tuple[str, ...] | None = None, whole: bool = False):
-        self.labels, self.whole = labels, whole
-        loc, scale = values.mean(0), values.std(0, correction=0)
-        scale = torch.where(scale > 1e-6 * (1 + loc.abs()), scale, 1.0)  # else one value only
-        features = (values - loc) / scale if labels is None else torch.eye(len(values))
+    def __init__(
+        self, values: Tensor, labels: tuple[str, ...] | None = None, whole: bool = False, in_logs: bool = False
+    ):
+        self.labels, self.whole, self._in_logs = labels, whole, in_logs
+        self._spread = _spread(values)
+        read = values.log() if in_logs else values
+        loc, scale = read.mean(0), _spread(read)
+        features = (read - loc) / scale if labels is None else torch.eye(len(values))
         basis = _shared_strength(features) if labels is None else features
         super().__init__(values, loc, scale, features, basis)
         self.values, self.dim = values, values.shape[-1]
@@ -190,7 +196,7 @@ class Choices(_Part):
         """Points as standardised coordinates, categories one-hot, (..., num_features)."""
         _, loc, scale, features, _ = self._like(design)
         if self.labels is None:
-            return (design - loc) / scale
+            return ((design.log() if self._in_logs else design) - loc) / scale
         return features[design.squeeze(-1).round().long().clamp(0, len(self) - 1)]
 
     def from_features(self, features: Tensor) -> Tensor:
@@ -199,11 +205,13 @@ class Choices(_Part):
 
     def free_gradient(self, design: Tensor, gradient: Tensor) -> Tensor:
         """A gradient in values (..., D) taken to standardised coordinates; zero for categories."""
-        return gradient * (self._like(gradient)[2] if self.labels is None else 0.0)
+        if self.labels is not None:
+            return torch.zeros_like(gradient)
+        return gradient * self._like(gradient)[2] * (design if self._in_logs else 1.0)
 
     def contains(self, design: Tensor, tolerance: float) -> Tensor:
         """Whether values (..., D) are a row, (...), within a relative tolerance."""
-        gap = ((design.to(self.values).unsqueeze(-2) - self.values) / self._constants[2]).abs().amax(-1)
+        gap = ((design.to(self.values).unsqueeze(-2) - self.values) / self._spread).abs().amax(-1)
         return gap.amin(-1) <= tolerance
 
     def on_border(self, design: Tensor, share: float) -> Tensor:
@@ -287,7 +295,13 @@ def _whole_numbers(low: int, high: int) -> Choices:
             f"a table of {high - low + 1} whole numbers is too long, the most is {_MOST_INTEGERS}: let the design be an "
             "interval, and round it in the simulator."
         )
-    return Choices(torch.arange(low, high + 1.0).unsqueeze(-1), whole=True)
+    return Choices(torch.arange(low, high + 1.0).unsqueeze(-1), whole=True, in_logs=low > 0 and high >= _DECADE * low)
+
+
+def _spread(values: Tensor) -> Tensor:
+    """Standard deviations (D,) of rows (N, D); 1 where there is one value only."""
+    scale = values.std(0, correction=0)
+    return torch.where(scale > 1e-6 * (1 + values.mean(0).abs()), scale, 1.0)
 
 
 def _shared_strength(features: Tensor) -> Tensor:

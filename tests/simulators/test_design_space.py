@@ -345,6 +345,14 @@ def test_whole_numbers_in_torch_constraints_are_parts_of_their_own():
     centre = mixed.from_free(torch.zeros(mixed.free_dim))
     torch.testing.assert_close(centre[:2], torch.sigmoid(torch.tensor([1.0, -1.0])))
     assert mixed.contains(mixed.sample((100,))).all()
+    decades, few = DesignSpace(constraints.integer_interval(1, 300)), DesignSpace(constraints.integer_interval(1, 9))
+    places = decades.standardize(torch.tensor([[1.0], [10.0], [100.0]])).flatten().diff()
+    torch.testing.assert_close(places[0], places[1])  # in logs
+    assert few.standardize(torch.tensor([[1.0], [2.0], [3.0]])).flatten().diff().diff().abs() < 1e-6
+    assert not decades.contains(torch.tensor([1.01]))
+    design, slope = torch.tensor([100.0], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    step = decades.standardize(design + 1e-3) - decades.standardize(design)
+    torch.testing.assert_close(decades.free_gradient(design, slope), 1e-3 / step, rtol=1e-4, atol=0)
     assert DesignSpace(constraints.integer_interval(1, 300)).candidates.flatten().tolist() == list(range(1, 301))
 
 

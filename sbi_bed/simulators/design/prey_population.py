@@ -23,6 +23,17 @@ from ..design_space import DesignSpace
 __all__ = ["PreyPopulation"]
 
 
+class _Counts(type(constraints.nonnegative_integer)):
+    """Whole numbers from 0 on, which nets read as log(1 + y): they range over decades."""
+
+    def __init__(self):
+        super().__init__(0)
+
+    @staticmethod
+    def read(outcome: Tensor) -> Tensor:
+        return torch.log1p(outcome)
+
+
 class PreyPopulation(DesignSimulator):
     """Learn how fast a predator eats from how many of N_0 prey it eats in a day.
 
@@ -52,7 +63,7 @@ class PreyPopulation(DesignSimulator):
             simulate=self._simulate,
             design_space=DesignSpace(constraints.integer_interval(1, max_prey), names=("prey",)),
             log_likelihood=self._log_probability,
-            outcome_space=constraints.nonnegative_integer,
+            outcome_space=_Counts(),
         )
         if self.theta_dim != 2:
             raise ValueError(f"theta is log (a, T_h): the prior must be over 2 values, got {self.theta_dim}.")
