@@ -1,5 +1,6 @@
 from .actors.identifiability import Identifiability, ResolvingDesigns, identifiability, resolving_designs
 from .actors.validation import ActorRegion, ActorValidation, actor_validation
+from .design.decision_value import ExpectedUtility, expected_utility
 from .design.information_gain import InformationGain, expected_information_gain
 from .design.model_gain import ModelInformationGain, model_information_gain
 from .design.step_dad_gain import StepDADGain, step_dad_information_gain
@@ -26,6 +27,7 @@ __all__ = [
     "DataSensitivity",
     "EvidenceRecovery",
     "EvidenceRoutes",
+    "ExpectedUtility",
     "Identifiability",
     "InformationGain",
     "MMDTest",
@@ -50,6 +52,7 @@ __all__ = [
     "data_sensitivity",
     "evidence_recovery",
     "expected_information_gain",
+    "expected_utility",
     "gate_weights",
     "identifiability",
     "kl_to_exact",

@@ -4,6 +4,8 @@ from .base import Bound, NeuralBound
 from .bounds import InformationGain, estimate_bounds
 from .contrastive import log_likelihood_of_history, log_sum_likelihood, snmc, spce
 from .critics import NWJ, InfoNCE
+from .decision import Decision
+from .decision_utility import DecisionUtility
 from .evidence_losses import CrossEntropyLoss, LPopLoss
 from .losses import pathwise_loss, score_function_loss
 from .model_gain import ModelPCE, log_model_probs, model_gain_loss
@@ -16,6 +18,8 @@ __all__ = [
     "PCE",
     "Bound",
     "CrossEntropyLoss",
+    "Decision",
+    "DecisionUtility",
     "InfoNCE",
     "InformationGain",
     "LPopLoss",

@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..simulators.experiments import Batch, Experiments
+from ..simulators.experiments import Batch, Experiments, sampler_of
 from ..utils.checks import check_count
+from .bounds import estimate_bounds
+from .losses import log_prob_of_drawn
 
 __all__ = ["Bound", "NeuralBound"]
 
@@ -34,6 +37,9 @@ class Bound(nn.Module):
         fitting_steps: Steps that a net inside the bound takes alone before each step of the policy.
         scores_choices: Whether `training_loss` takes in the gradient through `batch.log_choices`; where it does not, `DAD`
             adds it, with the batch's mean as control variate.
+        unit: Unit of the bound.
+        has_aim: Whether it is about something other than all of theta. `held_out` then judges any policy by that aim.
+        lookahead: Arguments with which a `GreedyPolicy` has the same aim.
 
     Example:
         >>> import torch
@@ -52,12 +58,16 @@ class Bound(nn.Module):
     detach_outcomes: bool | None = None
     fitting_steps: int = 0
     scores_choices: bool = False
+    unit: str = "nats"
+    has_aim: bool = False
+    lookahead: dict[str, Any]
 
     def __init__(self, max_design_gradient: float | None = None, **config: Any):
         super().__init__()
         if max_design_gradient is not None and not max_design_gradient > 0:
             raise ValueError(f"max_design_gradient must be positive, got {max_design_gradient}.")
         self.max_design_gradient = math.inf if max_design_gradient is None else float(max_design_gradient)
+        self.lookahead = {}
         self.config: dict[str, Any] = {**config, "max_design_gradient": self.max_design_gradient}
 
     def check(self, experiments: Experiments) -> None:
@@ -75,6 +85,26 @@ class Bound(nn.Module):
             experiments: Where they come from.
         """
         raise NotImplementedError
+
+    @torch.no_grad()
+    def held_out(self, experiments: Experiments, policy: Any, num: int, num_contrastive: int | None = None) -> Tensor:
+        """What policies are compared by: terms (num,) of new experiments, whose mean is a lower bound.
+
+        Args:
+            experiments: What is simulated.
+            policy: Policy, or any callable history -> design.
+            num: Number of simulated experiments.
+            num_contrastive: Contrastive samples of each, where there are such; as many if None.
+        """
+        return estimate_bounds(
+            experiments.simulator,
+            policy,
+            experiments.num_trials,
+            num,
+            num_contrastive or num,
+            sample_theta=sampler_of(experiments.prior),
+            history=experiments.history,
+        ).lower_samples
 
 
 class NeuralBound(Bound):
@@ -103,9 +133,12 @@ class NeuralBound(Bound):
         >>> policy = trainer.train(num_steps=2, batch_size=8, seed=0)
     """
 
+    scores_choices = True
+
     def __init__(self, fitting_steps: int = 0, max_design_gradient: float | None = None):
         fitting_steps = check_count(fitting_steps, "fitting_steps", 0)
         super().__init__(max_design_gradient, fitting_steps=fitting_steps)
+        self._scale = 1.0  # of the terms, so that the unit of a utility does not matter to the training
         self.fitting_steps = fitting_steps
 
     def check(self, experiments: Experiments) -> None:
@@ -115,15 +148,31 @@ class NeuralBound(Bound):
         """Terms (B,) of theta (B, P) and their histories (B, n, D + O + 1), whose mean is the bound in nats."""
         raise NotImplementedError
 
+    @torch.no_grad()
+    def held_out(self, experiments: Experiments, policy: Any, num: int, num_contrastive: int | None = None) -> Tensor:
+        """Terms (num,) of new experiments, by the net."""
+        batch, training = experiments.run(policy, num), self.training
+        terms = self.eval()(batch.theta, experiments.histories(batch))
+        self.train(training)
+        return terms
+
     def training_loss(self, batch: Batch, experiments: Experiments) -> tuple[Tensor, Tensor]:
-        """`loss` of the batch's histories."""
-        return self.loss(batch.theta, experiments.histories(batch))
+        """`loss` of the batch's histories; with the score-function gradient where outcomes are not reparameterised."""
+        simulator, trials, scored = experiments.simulator, batch.trials, batch.log_choices
+        loss, terms = self.loss(batch.theta, experiments.histories(batch))
+        if simulator.has_likelihood and not simulator.pathwise and trials.designs.requires_grad:
+            drawn = log_prob_of_drawn(simulator, batch.theta, trials)
+            scored = drawn if scored is None else scored + drawn
+        if scored is None:
+            return loss, terms
+        others = (terms.sum() - terms) / max(1, len(terms) - 1)
+        return loss - ((terms - others) * scored.sum(-1)).mean() / self._scale, terms
 
     def loss(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Loss, a scalar whose gradient trains net and policy, and the terms (B,), detached."""
         terms = self(theta, x)
-        return -terms.mean(), terms.detach()
+        return -terms.mean() / self._scale, terms.detach()
 
     def fitting_loss(self, theta: Tensor, x: Tensor) -> Tensor:
         """Loss of the net alone, on histories as they are."""
-        return -self(theta, x).mean()
+        return -self(theta, x).mean() / self._scale

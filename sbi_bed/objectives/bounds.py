@@ -19,12 +19,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..simulators.base import DesignSimulator
+from ..simulators.experiments import Experiments
 from ..simulators.rollout import rollout
 from .contrastive import log_likelihood_of_history, log_sum_likelihood, snmc, spce
+from .targets import Target
 
-__all__ = ["InformationGain", "accumulate_bounds", "check_rollouts", "estimate_bounds", "stderr_over_blocks"]
+__all__ = [
+    "NUM_BLOCKS",
+    "InformationGain",
+    "accumulate_bounds",
+    "check_rollouts",
+    "estimate_bounds",
+    "estimate_target_bounds",
+    "stderr_over_blocks",
+]
 
-_NUM_BLOCKS = 64
+NUM_BLOCKS = 64
 
 
 @dataclass(frozen=True)
@@ -109,11 +119,41 @@ def estimate_bounds(
         log_likelihood,
         log_likelihood,
         add,
-        torch.arange(num_rollouts).tensor_split(min(_NUM_BLOCKS, num_rollouts)),
+        torch.arange(num_rollouts).tensor_split(min(NUM_BLOCKS, num_rollouts)),
         num_contrastive,
         max_gap=max_gap,
         max_contrastive=max_contrastive,
         show_progress_bars=show_progress_bars,
+    )
+
+
+@torch.no_grad()
+def estimate_target_bounds(
+    experiments: Experiments, policy: Any, target: Target, num_rollouts: int, num_contrastive: int
+) -> InformationGain:
+    """Both bounds on the gain about a target; blocks of rollouts have contrastive samples of their own, as above.
+
+    Args:
+        experiments: What is simulated, with the likelihood that is contrasted.
+        policy: Policy, or any callable history -> design.
+        target: Some parameters, or outcomes to be predicted.
+        num_rollouts: Simulated experiments.
+        num_contrastive: Contrastive samples L of each.
+    """
+    target.check(experiments)
+    blocks = torch.arange(num_rollouts).tensor_split(min(NUM_BLOCKS, num_rollouts))
+    lower, upper = torch.zeros(2, num_rollouts).unbind()
+    for block in blocks:
+        batch = experiments.run(policy, len(block))
+        check_rollouts(
+            batch.trials.outcomes, log_likelihood_of_history(experiments.simulator, batch.theta, *batch.trials)
+        )
+        contrastive = experiments.sample_contrastive(batch, num_contrastive)
+        lower[block] = target.bounds(experiments, batch, contrastive)[:, -1].to(lower)
+        upper[block] = target.bounds(experiments, batch, contrastive, upper=True)[:, -1].to(upper)
+    errors = stderr_over_blocks(lower, blocks), stderr_over_blocks(upper, blocks)
+    return InformationGain(
+        float(lower.mean()), float(upper.mean()), *errors, num_contrastive, num_rollouts, lower, upper
     )
 
 

@@ -9,6 +9,9 @@ with σ the prior's standard deviations, in unconstrained coordinates. p̂ is un
 E[log p(h | θ_0) − log p̂(h)] is an upper bound on the gain: a variational nested Monte Carlo bound (Foster et al. 2019,
 arXiv 1903.05480). Its proposal may depend on θ_0, since θ_0 is not among its samples. The half from the prior keeps the
 weights below 2. This bound is for training; `expected_information_gain` evaluates a policy.
+
+Where some parameters z_0 are held fixed, the others η are drawn in the same way, with a wide normal density, of 1.5
+prior standard deviations, in place of the prior. Their weights p(z_0, η) / q(η | η_0) need the joint density alone.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from ..simulators.base import prior_log_prob
 from ..utils.seeding import seeded
 from ..utils.transforms import to_unconstrained
 
-__all__ = ["LocalProposal"]
+__all__ = ["ConditionalProposal", "LocalProposal"]
+
+_WIDE = 1.5  # prior standard deviations
 
 
 class LocalProposal:
@@ -90,3 +95,66 @@ class LocalProposal:
         squared = step.square().sum(-1, keepdim=True)
         each = -0.5 * squared / scales.square() - dim * (scales.log() + 0.5 * math.log(2 * math.pi))
         return each.logsumexp(-1) - math.log(len(scales))
+
+
+class ConditionalProposal(LocalProposal):
+    """Draws a nuisance η given the other parameters z_0, with importance weights for p(z_0, η).
+
+    Args:
+        prior: Distribution of theta, event shape (P,).
+        kept: Indices of z in theta.
+
+    Raises:
+        ValueError: If a kept parameter has no unconstrained coordinate of its own, as one probability of a simplex.
+    """
+
+    def __init__(self, prior: Distribution, kept: list[int]):
+        super().__init__(prior)
+        with seeded(0):
+            theta = prior.sample((2000,))
+        free = self._transform(theta)
+        self._mean, self._kept = free.mean(0), kept
+        if free.shape[-1] == theta.shape[-1]:
+            self._nuisance = [i for i in range(theta.shape[-1]) if i not in kept]
+            others = free.clone()
+            others[:, self._nuisance] = free.roll(1, 0)[:, self._nuisance]
+            moved = (self._transform.inv(others) - theta)[:, kept].abs() > 1e-3 * theta[:, kept].std(0)
+        if free.shape[-1] != theta.shape[-1] or bool(moved.any()):
+            raise ValueError(
+                "of= needs parameters with coordinates of their own, not such as probabilities that sum to 1: use "
+                "PosteriorBound(simulator, horizon, of=...)."
+            )
+
+    def sample(self, theta: Tensor, num_contrastive: int, near: bool = True) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore
+        """Draws (M, B, P) for theta_0 (B, P), logs of their weights (M, B), and that of theta_0 itself, (B,).
+
+        Args:
+            theta: Parameters theta_0, of which z_0 stays.
+            num_contrastive: Number M of draws.
+            near: Whether half of them lie near η_0.
+        """
+        num_near = num_contrastive // 2 if near else 0
+        sd, mean = (part.to(theta)[self._nuisance] for part in (self._sd, self._mean))
+        scales, free = self.scales.to(theta), self._transform(theta)
+        center, wide_center = free[:, self._nuisance] / sd, mean / sd
+        steps = torch.randn(num_contrastive, len(sd), device=theta.device, dtype=theta.dtype)
+        steps[:num_near] *= scales[torch.arange(num_near, device=theta.device) % len(scales), None]
+        nuisance = steps.unsqueeze(1) + center
+        nuisance[num_near:] = (_WIDE * steps[num_near:] + wide_center).unsqueeze(1)
+
+        def log_proposal(nuisance: Tensor) -> Tensor:
+            standard = (nuisance - wide_center) / _WIDE
+            log_wide = -0.5 * standard.square().sum(-1) - len(sd) * math.log(_WIDE * math.sqrt(2 * math.pi))
+            if not near:
+                return log_wide
+            share = num_near / num_contrastive
+            log_near = self._log_kernel(nuisance - center)
+            return torch.logaddexp(log_wide + math.log1p(-share), log_near + math.log(share or 1e-30))
+
+        everything = free.expand(num_contrastive, -1, -1).clone()
+        everything[..., self._nuisance] = nuisance * sd
+        draws = self._transform.inv(everything)
+        draws[..., self._kept] = theta[:, self._kept]  # exactly
+        log_weights = self._log_prior(draws) - log_proposal(nuisance)
+        own = self._log_prior(theta) - log_proposal(center)
+        return draws, log_weights.nan_to_num(nan=-torch.inf), own

@@ -19,6 +19,7 @@ bound is an upper bound for q. The bound that is reported after training is the 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -26,7 +27,8 @@ from torch import Tensor
 
 from ..neural_nets.embedding_nets.history import HistoryEmbedding
 from ..neural_nets.trial_features import TrialFeatures
-from ..simulators.base import DesignSimulator, prior_log_prob
+from ..simulators.base import DesignSimulator, parameter_indices, prior_log_prob
+from ..simulators.experiments import Experiments
 from ..simulators.sbi_prior import SBIPrior
 from ..utils.checks import check_choice, check_count
 from ..utils.history import split_history
@@ -34,6 +36,7 @@ from ..utils.seeding import seeded
 from .base import NeuralBound
 from .contrastive import snmc
 from .critics import Standardize
+from .pce import PCE
 from .proposals import LocalProposal
 
 if TYPE_CHECKING:
@@ -52,14 +55,18 @@ class PosteriorBound(NeuralBound):
         embedding_net: Histories (B, T, D + O + 1) → summaries; a `HistoryEmbedding` if None.
         fitting_steps: As for `NeuralBound`.
         max_design_gradient: As for `Bound`.
+        of: The parameters z that the experiment is to tell about, all others a nuisance: indices of theta, or names where
+            the simulator has `parameter_names`. The net is then q(z | h), and the bound on the gain about z is
+            E[log q(z | h)] + H(z); H(z) is estimated once, from 20,000 draws of the prior. All of theta if None.
         **options: Further arguments of `posterior_nn`.
 
     Attributes:
         prior: The simulator's prior.
-        estimator: sbi's density estimator q(θ | h).
+        of: Indices of z in theta, or None.
+        estimator: sbi's density estimator q(θ | h), or q(z | h).
 
     Raises:
-        ValueError: If theta is discrete in part: it has no density.
+        ValueError: If theta is discrete in part: it has no density; or `of` names no parameters.
 
     Example:
         >>> from sbi_bed.policies import RandomPolicy
@@ -78,25 +85,50 @@ class PosteriorBound(NeuralBound):
         embedding_net: torch.nn.Module | None = None,
         fitting_steps: int = 0,
         max_design_gradient: float | None = None,
+        of: Sequence[int | str] | None = None,
         **options: Any,
     ):
-        from ..neural_nets.posterior_net import posterior_net  # importing sbi takes seconds
+        from sbi.neural_nets import posterior_nn  # importing sbi takes seconds
+
+        from ..neural_nets.posterior_net import posterior_net
 
         super().__init__(fitting_steps, max_design_gradient)
         self.horizon, self.prior = check_count(horizon, "horizon"), simulator.prior
         embedding_net = HistoryEmbedding(simulator) if embedding_net is None else embedding_net
-        build = posterior_net(simulator.prior, model, embedding_net, **options)
+        self.of, theta = None if of is None else parameter_indices(simulator, of), _pilot(simulator)
+        self._entropy = torch.zeros(())
+        if self.of is None:
+            build = posterior_net(simulator.prior, model, embedding_net, **options)
+        else:
+            build: Any = posterior_nn(model, embedding_net=embedding_net, z_score_x="none", **options)  # pyright: ignore
+            theta, self.config["of"] = theta[:, self.of], self.of
+            self.has_aim, self.lookahead = True, {"of": self.of}
+            with seeded(0):
+                self._entropy = _entropy(simulator.prior.sample((20_000,))[:, self.of])
         x = torch.zeros(2000, self.horizon, simulator.design_dim + simulator.outcome_dim + 1)
-        self.estimator = build(_pilot(simulator), x)
+        self.estimator = build(theta, x)
 
     def forward(self, theta: Tensor, x: Tensor) -> Tensor:
         """Terms (B,) of theta (B, P) and their histories (B, n, D + O + 1), nats."""
         x = torch.nn.functional.pad(x, (0, 0, 0, self.horizon - x.shape[-2]))
-        log_posterior = self.estimator.log_prob(theta.unsqueeze(0), condition=x)[0]
-        return log_posterior - prior_log_prob(self.prior, theta)
+        target = theta if self.of is None else theta[:, self.of]
+        log_posterior = self.estimator.log_prob(target.unsqueeze(0), condition=x)[0]
+        return log_posterior + (self._entropy if self.of is not None else -prior_log_prob(self.prior, theta))
+
+    def held_out(self, experiments: Experiments, policy: Any, num: int, num_contrastive: int | None = None) -> Tensor:
+        """Terms (num,) of new experiments: of some parameters by the likelihood, if there is one; else by the net."""
+        if self.of is None or not experiments.simulator.has_likelihood:
+            return super().held_out(experiments, policy, num)
+        return PCE(of=self.of).held_out(experiments, policy, num, num_contrastive)
 
     def posterior(self) -> DirectPosterior:
-        """The estimator as sbi's posterior, for histories packed to the horizon."""
+        """The estimator as sbi's posterior, for histories packed to the horizon.
+
+        Raises:
+            ValueError: If the bound is about some parameters alone; `estimator` has their density.
+        """
+        if self.of is not None:
+            raise ValueError("this bound has learned the posterior of some parameters alone: use its estimator.")
         from sbi.inference.posteriors import DirectPosterior
 
         return DirectPosterior(self.estimator.eval(), SBIPrior(self.prior))
@@ -261,6 +293,27 @@ class RatioBound(_ContrastiveBound):
         summary = self.embedding_net(x).unsqueeze(1).expand(*theta.shape[:2], -1)
         log_ratio = self.estimator.unnormalized_log_ratio(theta.flatten(0, 1), summary.flatten(0, 1))
         return log_ratio.reshape(theta.shape[:2])
+
+
+def _entropy(values: Tensor) -> Tensor:
+    """Entropy of the distribution of values (N, K), nats, from nearest neighbours (Kozachenko and Leonenko 1987).
+
+    Raises:
+        ValueError: If many values are equal, so that there is no density.
+    """
+    from scipy.spatial import KDTree  # takes a while
+
+    num, dim = values.shape
+    scale = values.double().std(0)
+    points = (values.double() / scale).numpy()
+    distance = torch.from_numpy(
+        KDTree(points).query(points, 4)[0][:, 3]
+    )  # the third neighbour, as 0 is the point itself
+    if bool((scale == 0).any()) or bool((distance == 0).any()):
+        raise ValueError("of= names parameters that are discrete: they have no density.")
+    log_ball = 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim + 1)
+    digamma = torch.digamma(torch.tensor([float(num), 3.0], dtype=torch.float64))
+    return (digamma[0] - digamma[1] + log_ball + dim * distance.log().mean() + scale.log().sum()).float()
 
 
 def _pilot(simulator: DesignSimulator) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ...objectives.base import Bound, NeuralBound
-from ...objectives.bounds import InformationGain, estimate_bounds
+from ...objectives.bounds import InformationGain, estimate_bounds, estimate_target_bounds
+from ...objectives.pce import PCE
 from ...simulators.base import DesignSimulator
-from ...simulators.experiments import sampler_of
+from ...simulators.experiments import Experiments, sampler_of
 from ...simulators.rollout import PolicySimulator, warn_beyond_training
 from ...utils.checks import check_choice, check_count, check_positive
 from ...utils.history import trials_before
@@ -51,6 +52,9 @@ def expected_information_gain(
     Without a likelihood there is a lower bound alone, by a net that has learned the experiment under this policy:
     `bound=DAD(...).bound`, where `DAD` trained the policy, or trained the net alone because the policy has no weights.
 
+    With `bound=PCE(of=...)` the gain is that about some parameters, with `bound=PCE(target_designs=...)` that about
+    outcomes to be predicted, by contrastive bounds on it (`sbi_bed.objectives.targets`).
+
     Args:
         simulator: The experiment; with a likelihood, unless there is a `bound`.
         policy: Policy, or any callable history -> design.
@@ -66,7 +70,7 @@ def expected_information_gain(
             result is what its posterior learns about the θ_0 behind the outcomes, E[log p(θ_0 | h) − log p(θ_0)]. It can be
             negative. Both numbers are then estimates that meet as L grows, the upper one still from above.
         bound: A trained bound with a net inside. A critic is contrasted with all rollouts at once, so that InfoNCE cannot
-            exceed the log of their number. The upper bound is then infinite.
+            exceed the log of their number. The upper bound is then infinite. Or a `PCE` with `of` or `target_designs`.
         proposal: Where contrastive samples come from: None, the prior; "posterior", a proposal fitted to each history. The
             prior must then be a distribution with a density. `effective_sample_sizes` tells how well it fits.
         num_particles: Particles that each history's proposal is fitted to.
@@ -102,11 +106,21 @@ def expected_information_gain(
         with seeded(seed):
             return _neural_gain(simulator, policy, check_count(horizon, "horizon"), num_rollouts, bound)
     _check_suits(simulator, prior, proposal, max_gap)
+    target = bound.target if isinstance(bound, PCE) else None
+    if target is not None and not (truth is None and proposal is None and max_gap is None):
+        raise ValueError("the gain about some parameters or predictions takes no truth, proposal or max_gap.")
     warn_beyond_training(policy, check_count(horizon, "horizon"))
     history, num_trials = trials_before(history, horizon, simulator.design_dim, simulator.outcome_dim)
-    prior = simulator.prior if prior is None else prior
+    num_rollouts = check_count(num_rollouts, "num_rollouts")
     if num_contrastive is None:
         num_contrastive = 100_000 if proposal is None else 10_000
+    num_contrastive = check_count(num_contrastive, "num_contrastive")
+    if target is not None:
+        experiments = Experiments(simulator, num_trials, history, prior)
+        with seeded(seed):
+            gain = estimate_target_bounds(experiments, policy, target, num_rollouts, num_contrastive)
+        return _lower_alone(gain) if simulator.learns_likelihood else gain
+    prior = simulator.prior if prior is None else prior
     settings: dict[str, Any] = {
         "history": history,
         "truth": truth,
@@ -122,8 +136,6 @@ def expected_information_gain(
 
         estimate, settings["prior"] = posterior_bounds, prior
         settings["num_particles"] = check_count(num_particles, "num_particles", 100)
-    num_rollouts = check_count(num_rollouts, "num_rollouts")
-    num_contrastive = check_count(num_contrastive, "num_contrastive")
     with seeded(seed):
         gain = estimate(simulator, policy, num_trials, num_rollouts, num_contrastive, **settings)
     return _lower_alone(gain) if simulator.learns_likelihood else gain

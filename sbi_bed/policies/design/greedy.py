@@ -8,13 +8,15 @@ choice where questions come from a short list and outcomes are few.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ...objectives.decision import Decision
+from ...objectives.targets import check_target_designs
 from ...simulators.base import DesignSimulator, parameter_indices
 from ...simulators.batched import BatchedSimulator
 from ...simulators.design_space import DesignSpace
@@ -25,11 +27,15 @@ from ..base import Policy
 from .design_search import best_design, starting_designs
 from .one_step_gain import (
     OutcomeTable,
+    cells_of,
     finite_outcomes,
+    log_likely_targets,
     mutual_information,
     nested_information,
+    nested_utility,
     nested_variance_reduction,
     predictive_information,
+    value_of_information,
     variance_reduction,
 )
 from .particle_filter import GreedyState, ParticleFilter, flatten, map_state
@@ -37,6 +43,7 @@ from .plate_search import one_after_the_other
 
 __all__ = ["GreedyPolicy"]
 
+_NUM_ACTIONS = 128  # of a continuous space
 _MAX_ELEMENTS = 2**22  # likelihoods computed at a time, which bounds memory
 _STREAM = 5_000_011  # keeps the policy's random numbers apart from those of a simulation with the same small seed
 
@@ -62,11 +69,15 @@ class GreedyPolicy(Policy):
     Args:
         simulator: The experiment to design; it must have a likelihood.
         candidates: Designs (J, D) to choose among; those of the design space if it is finite, else the whole space.
-        objective: "information" about theta (mutual information); "variance" of the parameters named in `of`, all others
-            a nuisance: the expected fall of their log sd; or "prediction": the mean information about the outcomes of all
-            candidates ("EPIG"), for when it is those that matter; it needs candidates and finitely many outcomes.
-        of: For "variance", the parameters of interest: indices of theta, or names where the simulator has
-            `parameter_names`.
+        objective: "information" about theta (mutual information), or about the parameters named in `of`, all others a
+            nuisance; "variance" of these, the expected fall of their log sd, which needs fewer particles; "prediction":
+            the mean information about outcomes at `target_designs` ("EPIG"), for when it is those that matter; or
+            "utility": the expected utility that an outcome adds to a `decision`.
+        of: For "information" and "variance", the parameters of interest: indices of theta, or names where the simulator
+            has `parameter_names`. The information is that about which of up to 16 cells of equal probability they lie in.
+        target_designs: For "prediction", designs (I, D), equally likely; if None the candidates.
+        decision: For "utility", a `sbi_bed.objectives.Decision`; of continuous actions 128 random ones are considered. A
+            file of a policy cannot hold it.
         num_particles: Number N of particles.
         num_candidates: Designs scored first in a continuous space.
         num_starts: Gradient ascents for each experiment.
@@ -86,7 +97,7 @@ class GreedyPolicy(Policy):
             design space, or an argument is out of range.
 
     Source: Lindley 1956; BALD, arXiv 1112.5745; EPIG, arXiv 2304.08151; the contrastive bound, arXiv 1911.00294; designs
-    for some of the parameters, Chaloner & Verdinelli 1995.
+    for some of the parameters, Chaloner & Verdinelli 1995; the value of sample information, Raiffa & Schlaifer 1961.
 
     Example:
         >>> from sbi_bed.simulators import HyperbolicDiscounting
@@ -104,8 +115,10 @@ class GreedyPolicy(Policy):
         simulator: DesignSimulator,
         *,
         candidates: Any = None,
-        objective: Literal["information", "prediction", "variance"] = "information",
+        objective: Literal["information", "prediction", "variance", "utility"] = "information",
         of: Sequence[int | str] | None = None,
+        target_designs: Any = None,
+        decision: Decision | None = None,
         num_particles: int = 2048,
         num_candidates: int = 128,
         num_starts: int = 8,
@@ -121,6 +134,7 @@ class GreedyPolicy(Policy):
             candidates=None,
             objective=objective,
             of=of,
+            target_designs=None,
             num_particles=num_particles,
             num_candidates=num_candidates,
             num_starts=num_starts,
@@ -131,18 +145,20 @@ class GreedyPolicy(Policy):
             ess_threshold=ess_threshold,
             seed=seed,
         )
-        _check_suits(simulator, objective, of)
+        _check_suits(simulator, objective, of, target_designs, decision)
         simulator = simulator.surrogate
         if not 0 < ess_threshold <= 1:
             raise ValueError(f"ess_threshold must lie in (0, 1], got {ess_threshold}.")
         self.simulator, self.objective = simulator, objective
         self.of = [] if of is None else parameter_indices(simulator, of)
         self.config["of"] = self.of or None
+        self._has_nuisance = 0 < len(self.of) < simulator.theta_dim
         self._seed = _STREAM + 1009 * seed
         self.candidates = self._check_candidates(candidates)
         self.outcomes = finite_outcomes(simulator)
-        if objective == "prediction" and (self.candidates is None or self.outcomes is None):
-            raise ValueError('objective="prediction" needs candidates and finitely many outcomes.')
+        self.target_designs = self._check_target_designs(target_designs)
+        self.decision = decision
+        self._actions = None if decision is None else _considered_actions(simulator, decision)
         self.num_candidates = check_count(num_candidates, "num_candidates")
         self.num_starts = check_count(num_starts, "num_starts")
         differentiable = self.outcomes is not None or simulator.reparameterized
@@ -150,9 +166,13 @@ class GreedyPolicy(Policy):
         self.learning_rate = float(learning_rate)
         self.num_inner = check_count(num_inner, "num_inner")
         self.num_outer = min(check_count(num_outer, "num_outer"), self.num_inner)
-        self.theta = quasi_random_draws(simulator.prior, check_count(num_particles, "num_particles", 4), self._seed)
+        theta = quasi_random_draws(simulator.prior, check_count(num_particles, "num_particles", 4), self._seed)
+        # Every second quasi-random point lies in one half of the prior, and resampling takes every second one.
+        with seeded(self._seed):
+            self.theta = theta[torch.randperm(len(theta))]
         self._filter = ParticleFilter(simulator, self.theta, ess_threshold, self._seed)
         self._table: OutcomeTable | None = None
+        self._target_table: Tensor | None = None
         self._first: Tensor | None = None
 
     def initial_state(self, batch_shape: Sequence[int] = ()) -> GreedyState:
@@ -241,6 +261,17 @@ class GreedyPolicy(Policy):
         self.config["candidates"] = candidates.tolist()
         return candidates
 
+    def _check_target_designs(self, designs: Any) -> Tensor | None:
+        if self.objective != "prediction":
+            return None
+        if designs is not None:
+            designs = check_target_designs(self.simulator, designs)
+            self.config["target_designs"] = designs.tolist()
+            return designs
+        if self.candidates is None:
+            raise ValueError('objective="prediction" in a continuous space needs target_designs=, where to predict.')
+        return self.candidates
+
     def _in_chunks(self, function: Any, state: GreedyState) -> Tensor:
         """Apply a function of a flat state of few experiments to a state of any batch shape."""
         num_designs = self.num_candidates if self.candidates is None else len(self.candidates)
@@ -250,8 +281,10 @@ class GreedyPolicy(Policy):
         rows = torch.arange(len(flat.designs)).split(chunk)
         return torch.cat([function(map_state(flat, lambda part, index=index: part[index])) for index in rows])
 
-    def _tabulate(self, theta: Tensor) -> OutcomeTable:
-        return OutcomeTable.of(self.simulator, theta, self.candidates.to(theta), self.outcomes.to(theta))  # pyright: ignore
+    def _tabulate(self, theta: Tensor, designs: Tensor | None = None) -> OutcomeTable:
+        """What particles say of designs, the candidates if None."""
+        designs = self.candidates if designs is None else designs
+        return OutcomeTable.of(self.simulator, theta, designs.to(theta), self.outcomes.to(theta))  # pyright: ignore
 
     def _score_candidates(self, state: GreedyState) -> Tensor:
         """Gains (B, J) for a flat state."""
@@ -263,10 +296,7 @@ class GreedyPolicy(Policy):
         else:
             self._table = table = self._tabulate(self.theta) if self._table is None else self._table
         weights = state.belief.log_weights.exp().to(table.probability)
-        if self.objective == "variance":
-            return variance_reduction(table, weights, state.belief.theta[..., self.of].to(weights))
-        criterion = mutual_information if self.objective == "information" else predictive_information
-        return criterion(table, weights)
+        return self._criterion(state, weights)(table)
 
     def _search(self, state: GreedyState) -> Tensor:
         """Next designs (B, D) in a continuous space, for a flat state."""
@@ -292,25 +322,41 @@ class GreedyPolicy(Policy):
     def _exact_gain(self, state: GreedyState) -> Any:
         """designs (B, S, D) -> gain (B, S)."""
         outcomes, weights = self.outcomes.to(self.theta), state.belief.log_weights.exp().to(self.theta)  # pyright: ignore
+        theta, criterion = state.belief.theta, self._criterion(state, weights)
+        return lambda designs: criterion(OutcomeTable.of(self.simulator, theta, designs, outcomes))
+
+    def _criterion(self, state: GreedyState, weights: Tensor) -> Callable[[OutcomeTable], Tensor]:
+        """table -> gain (B, J) of its designs."""
         theta = state.belief.theta
+        if self.objective == "variance":
+            return partial(variance_reduction, weights=weights, values=theta[..., self.of].to(weights))
+        if self.objective == "utility":
+            return partial(value_of_information, weights=weights, utilities=self._utilities(theta).to(weights))
+        if self.objective == "information" and self._has_nuisance:
+            return partial(predictive_information, weights=weights, targets=cells_of(theta[..., self.of], weights))
+        if self.objective == "information":
+            return partial(mutual_information, weights=weights)
+        if self.target_designs is self.candidates:
+            return partial(predictive_information, weights=weights)
+        if state.moved:
+            targets = self._tabulate(theta, self.target_designs).probability
+        else:
+            if self._target_table is None:
+                self._target_table = self._tabulate(self.theta, self.target_designs).probability
+            targets = self._target_table
+        return partial(predictive_information, weights=weights, targets=targets)
 
-        def gain(designs: Tensor) -> Tensor:
-            table = OutcomeTable.of(self.simulator, theta, designs, outcomes)
-            if self.objective == "variance":
-                return variance_reduction(table, weights, theta[..., self.of])
-            return mutual_information(table, weights)
-
-        return gain
+    def _utilities(self, theta: Tensor) -> Tensor:
+        """Utilities (*batch, N, K) of the actions that are considered, for particles (*batch, N, P)."""
+        decision, actions = self.decision, self._actions.to(theta)  # pyright: ignore[reportOptionalMemberAccess]
+        return decision.utility(theta.unsqueeze(-2), actions)  # pyright: ignore[reportOptionalMemberAccess]
 
     def _nested_gain(self, state: GreedyState) -> Any:
         """designs (B, S, D) -> gain (B, S) by nested Monte Carlo, with the same random numbers each time."""
         seed = self._seed + state.designs.shape[-2]
         with seeded(seed):
             theta = state.belief.resample(self.num_inner).theta
-
-        criterion = nested_information
-        if self.objective == "variance":
-            criterion = partial(nested_variance_reduction, of=self.of)
+            criterion = self._nested_criterion(theta)
         # All designs see the same random numbers, so they can be taken a few at a time.
         chunk = max(1, _MAX_ELEMENTS // (theta.shape[:-1].numel() * self.num_outer))
 
@@ -321,13 +367,44 @@ class GreedyPolicy(Policy):
 
         return gain
 
+    def _nested_criterion(self, theta: Tensor) -> Callable[..., Tensor]:
+        """The criterion for outcomes that cannot be enumerated, for equally weighted particles (B, N, P)."""
+        if self.objective == "variance":
+            return partial(nested_variance_reduction, of=self.of)
+        if self.objective == "utility":
+            return partial(nested_utility, utilities=self._utilities(theta))
+        if self.objective == "information" and self._has_nuisance:
+            cells = cells_of(theta[..., self.of], theta.new_full((self.num_inner,), 1 / self.num_inner)).squeeze(-2)
+            return partial(nested_information, log_targets=(cells[..., : self.num_outer].mT @ cells).log())
+        if self.target_designs is None:
+            return nested_information
+        targets = log_likely_targets(self.simulator, theta, self.target_designs, self.num_outer)
+        return partial(nested_information, log_targets=targets)
 
-def _check_suits(simulator: DesignSimulator, objective: str, of: Sequence[int | str] | None) -> None:
+
+def _considered_actions(simulator: DesignSimulator, decision: Decision) -> Tensor:
+    """Actions (K, A) that particles choose among."""
+    decision.check(simulator)
+    if decision.is_finite:
+        return decision.space.candidates  # pyright: ignore[reportReturnType]
+    with seeded(0):
+        return decision.space.sample((_NUM_ACTIONS,))
+
+
+def _check_suits(
+    simulator: DesignSimulator, objective: str, of: Sequence[int | str] | None, target_designs: Any, decision: Any
+) -> None:
     """Refuse simulators and objectives for which the gain of one more trial cannot be computed."""
     if not simulator.has_likelihood:
         raise ValueError("GreedyPolicy needs a simulator with a log_likelihood.")
     if simulator.design_space.depends_on_history:
         raise ValueError("GreedyPolicy searches one space; it cannot follow one that depends on the history.")
-    check_choice(objective, "objective", ("information", "prediction", "variance"))
-    if (objective == "variance") != (of is not None):
-        raise ValueError('of= names the parameters of objective="variance", and is for no other; give both or neither.')
+    check_choice(objective, "objective", ("information", "prediction", "variance", "utility"))
+    if objective == "variance" and of is None:
+        raise ValueError('objective="variance" needs of=, the parameters of interest.')
+    if objective not in ("variance", "information") and of is not None:
+        raise ValueError('of= names the parameters of objective="variance" or "information", and is for no other.')
+    if objective != "prediction" and target_designs is not None:
+        raise ValueError('target_designs= is for objective="prediction" alone.')
+    if (objective == "utility") != isinstance(decision, Decision):
+        raise ValueError('objective="utility" and decision=, a Decision(utility, actions), come together.')

@@ -35,7 +35,8 @@ class StepDAD(AdaptiveExperiment):
         refine_seconds: Time budget of one refinement, inference included, instead of a number of steps: the longest that
             `next_design` makes anyone wait. What a refined design is then depends on the machine.
         posterior: For a simulator without a likelihood, a trained sbi posterior over histories padded to the horizon.
-        bound: For a simulator without a likelihood, the bound that the policy was trained with, `DAD(...).bound`.
+        bound: The bound that the policy was trained with, `DAD(...).bound`: a refinement then has the same aim. If None the
+            gain about all of theta, which needs a likelihood.
         refine_settings: Further arguments of `refine_policy` (num_steps, batch_size, sample_with, …), plain data.
         show_progress_bars: Whether to show the progress of refinements.
         **options: As for `AdaptiveExperiment`.

@@ -59,9 +59,10 @@ class DAD(StepTrainer):
         prior: Where θ is drawn from, if not the simulator's prior: a distribution, or posterior draws (N, P).
         history: Trials already done, (n, D + O + 1), n < T; the policy is trained on those that remain.
         bound: What the policy is trained to raise, from `sbi_bed.objectives`: `PCE(...)` for a simulator with a likelihood,
-            `ModelPCE(...)` for a `ModelMixture`; for any other `InfoNCE`, `NWJ`, `PosteriorBound`, `LikelihoodBound` or
-            `RatioBound`, which have a net inside. If None `PCE()` where there is a likelihood, else `InfoNCE(simulator)`,
-            built when training starts, under its seed.
+            also about some parameters (`of=`) or predictions (`target_designs=`); `DecisionUtility` for a decision;
+            `ModelPCE(...)` for a `ModelMixture`; without a likelihood `InfoNCE`, `NWJ`, `PosteriorBound`,
+            `LikelihoodBound` or `RatioBound`, which have a net inside. If None `PCE()` where there is a likelihood, else
+            `InfoNCE(simulator)`, built when training starts, under its seed.
         state: For a simulator with a hidden state in mid-experiment, the states (N, S) that belong to the draws `prior`.
 
     Attributes:
@@ -120,6 +121,7 @@ class DAD(StepTrainer):
         )
         self.experiments = self._experiments(prior, state)
         self.bound.check(self.experiments)
+        self.shown_metric = f"bound ({self.bound.unit})"
         self._first_trials: int | None = None
         self._is_race, self._report_seed = False, 0
         self._policy_report: PolicyReport | None = None
@@ -140,7 +142,9 @@ class DAD(StepTrainer):
                 raise ValueError(
                     "there is a report on a policy that was trained from the first trial on, under the prior."
                 )
-            self._policy_report = report_on(self.policy, self.simulator, self.horizon, seed=self._report_seed)
+            self._policy_report = report_on(
+                self.policy, self.simulator, self.horizon, bound=self.bound, seed=self._report_seed
+            )
         return self._policy_report
 
     @property
@@ -303,7 +307,9 @@ class DAD(StepTrainer):
         limit = None if settings.max_seconds is None else max(0.1, settings.max_seconds - self._seconds)
         policy.eval()
         try:
-            report = report_on(policy, self.simulator, self.horizon, seed=self._report_seed, max_seconds=limit)
+            report = report_on(
+                policy, self.simulator, self.horizon, bound=self.bound, seed=self._report_seed, max_seconds=limit
+            )
         except (RuntimeError, TypeError, ValueError) as err:  # the training is done, and must not be lost
             warn_user(f"the policy is trained, but could not be compared with simple ones: {err}")
             return
@@ -367,9 +373,10 @@ class DAD(StepTrainer):
         return Experiments(self.simulator, self.num_trials, self.history, prior, state, self.device)
 
     def _check_gradients(self, bound: Bound | None) -> None:
-        """A net inside a bound sends gradients through outcomes, so they have to be reparameterised."""
+        """A net inside a bound sends gradients through outcomes that are reparameterised, or scores their likelihood."""
         by_net = isinstance(bound, NeuralBound) or (bound is None and not self.simulator.has_likelihood)
-        if by_net and self._parameters(self.policy) and not self.simulator.pathwise:
+        usable = self.simulator.pathwise or self.simulator.has_likelihood
+        if by_net and self._parameters(self.policy) and not usable:
             raise ValueError(
                 "DAD needs a simulator with a log_likelihood, one made by process_design_simulator, which learns it, or one "
                 "with reparameterized=True, through whose outcomes a bound with a net inside can be raised."

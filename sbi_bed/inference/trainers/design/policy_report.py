@@ -3,12 +3,13 @@ r"""What a training has come to: the gain of a policy beside that of simple ones
 The judge is the contrastive lower bound (sPCE) under the simulator's likelihood, or under one that is learned from
 simulations where there is none. With outcomes of the simulator itself, that is a lower bound for any learned likelihood.
 The simple policies are random designs, the best fixed designs of a short training, and one-step lookahead among a few
-designs. Beside the gains stand two signs of a collapse: designs on the border of their space, and designs that do not
-depend on the history.
+designs, all with the aim of the training, be it some parameters, predictions or a decision. Beside the gains stand two
+signs of a collapse: designs on the border of their space, and designs that do not depend on the history.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....objectives.base import Bound, NeuralBound
 from ....objectives.bounds import estimate_bounds
 from ....policies.design.greedy import GreedyPolicy
 from ....policies.design.random import RandomPolicy
 from ....policies.design.static import StaticPolicy
 from ....simulators.base import DesignSimulator
 from ....simulators.design.black_box import process_design_simulator
-from ....simulators.experiments import sampler_of
+from ....simulators.experiments import Experiments, sampler_of
 from ....simulators.rollout import rollout
 from ....utils.seeding import seeded
 from ....utils.text_table import format_table
@@ -49,12 +51,13 @@ class PolicyReport:
     """A trained policy beside simple ones.
 
     Attributes:
-        gains: Policy → gain in nats: "trained", "random", "static", "one step ahead"; the first alone has to be there.
+        gains: Policy → gain: "trained", "random", "static", "one step ahead"; the first alone has to be there.
         stderrs: Their standard errors.
         judge: What the gains were computed with.
         on_border: Share of design values within 1 % of an end of their interval.
         spread: Standard deviation of a design over histories, after the first trial, in that of random designs.
         problems: What is wrong, in words; empty if nothing is.
+        unit: Unit of the gains: nats, or that of a utility.
 
     Example:
         >>> from sbi_bed.inference import DAD
@@ -71,16 +74,23 @@ class PolicyReport:
     on_border: float
     spread: float
     problems: tuple[str, ...]
+    unit: str = "nats"
 
     def __str__(self) -> str:
         rows = [[name, f"{gain:.2f}", f"± {self.stderrs[name]:.2f}"] for name, gain in self.gains.items()]
-        table = format_table(["policy", "gain (nats)", ""], rows) if rows else ""
+        table = format_table(["policy", f"gain ({self.unit})", ""], rows) if rows else ""
         facts = f"{self.on_border:.0%} of design values on the border; spread over histories {self.spread:.2f}"
         return "\n".join(filter(None, [table, f"judge: {self.judge}", facts, *self.problems]))
 
 
 def report_on(
-    policy: Any, simulator: DesignSimulator, horizon: int, *, seed: int | None = None, max_seconds: float | None = None
+    policy: Any,
+    simulator: DesignSimulator,
+    horizon: int,
+    *,
+    bound: Bound | None = None,
+    seed: int | None = None,
+    max_seconds: float | None = None,
 ) -> PolicyReport:
     """Judge a policy; simple policies for which no time is left are not compared.
 
@@ -88,24 +98,30 @@ def report_on(
         policy: The policy.
         simulator: The experiment.
         horizon: Number T of trials.
+        bound: The aim of the training, if it is not the gain about all of theta; fixed designs are then compared only where
+            their training needs no net.
         seed: Seed; the global generator if None.
         max_seconds: Time limit.
     """
     with seeded(seed):
-        judge = _Judge(simulator, horizon, max_seconds)
+        judge = _Judge(simulator, horizon, max_seconds, bound)
         judge.add("trained", policy)
         judge.add("random", RandomPolicy(simulator))
-        if judge.has_time and not isinstance(policy, StaticPolicy):
+        if judge.has_time and not isinstance(policy, StaticPolicy) and not isinstance(judge.aim, NeuralBound):
             judge.add("static", judge.best_fixed_designs())
         if judge.has_time and not simulator.design_space.depends_on_history:
-            judge.add("one step ahead", lambda: GreedyPolicy(judge.model, **_LOOKAHEAD), _NUM_LOOKAHEAD)
+            judge.add(
+                "one step ahead", lambda: GreedyPolicy(judge.model, **_LOOKAHEAD, **judge.lookahead), _NUM_LOOKAHEAD
+            )
         return judge.conclusion(policy)
 
 
 class _Judge:
     """Gains of several policies on the same draws of theta."""
 
-    def __init__(self, simulator: DesignSimulator, horizon: int, max_seconds: float | None):
+    def __init__(self, simulator: DesignSimulator, horizon: int, max_seconds: float | None, bound: Bound | None):
+        self.aim = copy.deepcopy(bound) if bound is not None and bound.has_aim else None
+        self.lookahead = {} if self.aim is None else self.aim.lookahead
         self.begin, self.max_seconds, self.horizon = time.perf_counter(), max_seconds, horizon
         self.simulator, self.truth, self.model, self.name = simulator, simulator, simulator, "likelihood"
         if simulator.learns_likelihood:
@@ -134,6 +150,12 @@ class _Judge:
         if not self.can_judge:
             return
         policy = policy() if name == "one step ahead" else policy
+        if self.aim is not None:
+            with seeded(self.seed):
+                experiments = Experiments(self.model, self.horizon)
+                samples = self.aim.held_out(experiments, policy, num_rollouts, _NUM_CONTRASTIVE)
+            self.samples[name] = samples.double()
+            return
         with seeded(self.seed):
             gain = estimate_bounds(
                 self.model,
@@ -152,7 +174,7 @@ class _Judge:
 
         limit = None if self.max_seconds is None else 0.5 * (self.max_seconds - (time.perf_counter() - self.begin))
         policy = StaticPolicy(self.model, self.horizon, num_starts=16)
-        trainer = DAD(self.model, self.horizon, policy, show_progress_bars=False)
+        trainer = DAD(self.model, self.horizon, policy, bound=self.aim, show_progress_bars=False)
         trainer.train(150, 128, 127, 0.05, max_seconds=limit)
         return policy
 
@@ -169,7 +191,8 @@ class _Judge:
         later = space.standardize(designs[:, 1:])
         spread = float((later.std(0) / spread_of_random).mean()) if self.horizon > 1 else math.nan
         problems = _problems(gains, stderrs, on_border, spread, policy)
-        return PolicyReport(gains, stderrs, self.name, on_border, spread, problems)
+        unit = "nats" if self.aim is None else self.aim.unit
+        return PolicyReport(gains, stderrs, self.name, on_border, spread, problems, unit)
 
 
 def _problems(

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from ....objectives.base import Bound, NeuralBound
-from ....objectives.bounds import estimate_bounds
+from ....objectives.pce import PCE
 from ....policies.base import Policy
 from ....simulators.base import DesignSimulator
-from ....simulators.experiments import Experiments, sampler_of
+from ....simulators.experiments import Experiments
 from ....utils.checks import check_count
 from ....utils.history import check_history
 from ....utils.seeding import seeded
@@ -120,8 +120,9 @@ def refine_policy(
         sample_with: How to infer p(θ | history): a name for `likelihood_posterior`, or a trained sbi posterior over
             histories padded to the horizon, which a simulator without a likelihood needs. "mcmc" takes seconds where "smc"
             takes tens of milliseconds.
-        bound: What the refinement raises, such as the bound that the policy was trained with (`DAD(...).bound`); it is not
-            changed. If None `PCE()`, or without a likelihood a new `InfoNCE`.
+        bound: What the refinement raises and the policies are compared by: the bound that the policy was trained with
+            (`DAD(...).bound`), so that its aim stays, be it some parameters, predictions or a decision; it is not changed.
+            If None `PCE()`, the gain about all of theta, or without a likelihood a new `InfoNCE`.
         num_particles: Posterior draws.
         num_held_out: Simulated continuations, and contrastive draws, for the comparison; fewer where time is short.
         max_seconds: Budget for all three steps. Inference is not cut short; the old policy stays if no time is left.
@@ -178,7 +179,7 @@ def refine_policy(
         has_net = isinstance(trainer.bound, NeuralBound)
         end = math.inf if max_seconds is None else begin + max_seconds
         start = time.perf_counter()
-        before = held_out.gains(policy, trainer.bound if bound is None else bound, start + _JUDGING * (end - start))
+        before = held_out.gains(policy, trainer.bound, start + _JUDGING * (end - start))
         now = time.perf_counter()
         remaining = None if max_seconds is None else end - now - 1.2 * (now - start) * (2 if has_net else 1)
         if remaining is not None and remaining <= 0:
@@ -220,37 +221,23 @@ class HeldOutGain:
         self.experiments, self.num = experiments, num_held_out
         self.seed = int(torch.randint(2**31, ()))
 
-    @torch.no_grad()
     def gains(self, policy: Policy, bound: Bound | None = None, end: float = math.inf) -> Tensor:
-        """Lower bound of each held-out continuation, (num_held_out,): by the net of `bound`, or else contrastive.
+        """Lower bound of each held-out continuation, (num_held_out,), as `bound` judges; by `PCE()` if None.
 
-        A contrastive evaluation that would last longer than until `end`, a time of `time.perf_counter`, gives the first of
-        them only.
+        An evaluation that needs no net and would last longer than until `end`, a time of `time.perf_counter`, gives the
+        first of them only.
         """
+        bound = PCE() if bound is None else bound
+        by_net = isinstance(bound, NeuralBound) and not bound.has_aim
         with seeded(self.seed):
-            if isinstance(bound, NeuralBound):
-                batch = self.experiments.run(policy, self.num)
-                return bound.eval()(batch.theta, self.experiments.histories(batch))
-            seeds = [int(seed) for seed in torch.randint(2**31, (_PARTS,))]
-        sizes = [len(part) for part in torch.arange(self.num).tensor_split(_PARTS)]
+            seeds = [int(seed) for seed in torch.randint(2**31, (1 if by_net else _PARTS,))]
+        sizes = [len(part) for part in torch.arange(self.num).tensor_split(len(seeds))]
         gains, begin = [], time.perf_counter()
         for seed, size in zip(seeds, sizes, strict=True):
             now = time.perf_counter()
             if gains and now + (now - begin) / len(gains) > end:
                 break
             if size:
-                gains.append(self._contrastive(policy, size, seed))
+                with seeded(seed):
+                    gains.append(bound.held_out(self.experiments, policy, size, self.num))
         return torch.cat(gains)
-
-    def _contrastive(self, policy: Policy, num: int, seed: int) -> Tensor:
-        experiments = self.experiments
-        with seeded(seed):
-            return estimate_bounds(
-                experiments.simulator,
-                policy,
-                experiments.num_trials,
-                num,
-                self.num,
-                sample_theta=sampler_of(experiments.prior),
-                history=experiments.history,
-            ).lower_samples
