@@ -157,6 +157,7 @@ class GreedyPolicy(Policy):
         self.candidates = self._check_candidates(candidates)
         self.outcomes = finite_outcomes(simulator)
         self.target_designs = self._check_target_designs(target_designs)
+        self._predicted = simulator  # also where designs of fewer readings are scored
         self.decision = decision
         self._actions = None if decision is None else _considered_actions(simulator, decision)
         self.num_candidates = check_count(num_candidates, "num_candidates")
@@ -378,7 +379,7 @@ class GreedyPolicy(Policy):
             return partial(nested_information, log_targets=(cells[..., : self.num_outer].mT @ cells).log())
         if self.target_designs is None:
             return nested_information
-        targets = log_likely_targets(self.simulator, theta, self.target_designs, self.num_outer)
+        targets = log_likely_targets(self._predicted, theta, self.target_designs, self.num_outer)
         return partial(nested_information, log_targets=targets)
 
 

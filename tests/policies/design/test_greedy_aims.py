@@ -21,7 +21,7 @@ from sbi_bed.policies.design.one_step_gain import (
     predictive_information,
     value_of_information,
 )
-from sbi_bed.simulators import DesignSimulator, process_design_simulator
+from sbi_bed.simulators import BatchedSimulator, DesignSimulator, process_design_simulator
 from sbi_bed.utils.seeding import seeded
 
 DIRECTIONS = [[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
@@ -204,6 +204,16 @@ def test_a_black_box_and_a_saved_policy(tmp_path):
     policy.save(tmp_path / "policy.pt")
     with pytest.raises(ValueError, match="decision="):
         load_policy(tmp_path / "policy.pt", simulator)
+
+
+def test_predictions_from_a_batch_of_readings():
+    """The readings of one batch look along the axis that will be asked about."""
+    model = BatchedSimulator(LinearGaussian(2), 2)
+    asked = [[1.0, 0.0, 1.0, 0.0], [-0.5, 0.0, 1.0, 0.0]]
+    readings = GreedyPolicy(model, objective="prediction", target_designs=asked, num_starts=4)(torch.zeros(0, 7))
+    readings = readings.reshape(2, 2)
+    left = torch.linalg.inv(torch.eye(2) + readings.mT @ readings / 0.25)[0, 0]
+    assert left < 1.3 / 9  # 1 / 9 at the best
 
 
 def test_wrong_aims_are_refused():
