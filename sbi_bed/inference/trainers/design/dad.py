@@ -82,7 +82,7 @@ class DAD(StepTrainer):
         >>> policy = trainer.train(num_steps=2, batch_size=8, num_contrastive=7, seed=0)
     """
 
-    label, metric, shown_metric = "training policy", "information_gain_bound", "bound (nats)"
+    label, metric, shown_metric = "training policy", "information_gain_bound", "bound"
     advice_about_nan = (
         "check that log_likelihood and the outcomes of the simulator are finite and differentiable for all theta of the "
         "prior and all designs of the space"
@@ -121,7 +121,6 @@ class DAD(StepTrainer):
         )
         self.experiments = self._experiments(prior, state)
         self.bound.check(self.experiments)
-        self.shown_metric = f"bound ({self.bound.unit})"
         self._first_trials: int | None = None
         self._is_race, self._report_seed = False, 0
         self._policy_report: PolicyReport | None = None
