@@ -13,6 +13,7 @@ from .treatment.experimenters import ExperimenterTransformer
 from .treatment.gradient_experimenter import GradientExperimenter
 from .treatment.mixture_of_experimenters import MixtureOfExperimenters
 from .treatment.neyman_teacher import NeymanTeacher
+from .treatment.stratified_neyman import StratifiedNeyman
 
 __all__ = [
     "CoinFlip",
@@ -28,6 +29,7 @@ __all__ = [
     "Policy",
     "RandomPolicy",
     "StaticPolicy",
+    "StratifiedNeyman",
     "TransformerPolicy",
     "TreatmentPolicy",
     "load_policy",
