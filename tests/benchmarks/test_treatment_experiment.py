@@ -81,6 +81,47 @@ def test_three_arms(sds):
     assert variances["teacher"] < 1.1 < variances["coin"]
 
 
+OTHER_OUTCOMES = {  # simulator, means, variances, space, runs
+    "binary": (lambda mean, _: torch.bernoulli(mean), (0.1, 0.1, 0.1), (0.09, 0.09, 0.09), "binary", 400),
+    "counts": (lambda mean, _: torch.poisson(mean), (2.0, 2.0, 5.0), (2.0, 2.0, 5.0), "real", 2000),
+    "bounded": (
+        lambda mean, _: torch.distributions.Beta(2 * mean, 2 - 2 * mean).sample(),
+        (0.5, 0.7, 0.5),
+        (0.25 / 3, 0.21 / 3, 0.25 / 3),
+        (0.0, 1.0),
+        400,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_OUTCOMES)
+def test_three_arms_other_outcomes(kind):
+    simulate, means, variances, space, num = OTHER_OUTCOMES[kind]
+
+    def moments(x):
+        ones = torch.ones(*x.shape[:-1], 3, dtype=torch.float64)
+        return ones * torch.tensor(means).double(), ones * torch.tensor(variances).double()
+
+    nodes = torch.zeros(1, 0, dtype=torch.float64)
+    problem, start = (
+        TreatmentProblem(lambda n: torch.zeros(n, 0).double(), moments, nodes, simulate),
+        time.process_time(),
+    )
+    for name, policy in {"coin": CoinFlip(0, num_arms=3), "variances": NonContextualNeyman(0, num_arms=3)}.items():
+        study = run_treatment_study(problem, policy, 300, num, seed=0)
+        found, effect = study.log.running(outcome_space=space), study.effect.unsqueeze(1)
+        single, joint, always = (
+            (ends[0] <= effect + 1e-12) & (effect - 1e-12 <= ends[1])
+            for ends in (found.interval, found.joint_interval, found.confidence_sequence)
+        )
+        shares = [float(single[:, -1].double().mean()), float(joint[:, -1].all(-1).double().mean())]
+        shares.append(float(always.flatten(1).all(-1).double().mean()))
+        text = "interval {:.4f}, both joint intervals {:.4f}, at all times {:.4f}".format(*shares)
+        text += f"; {num:,} runs of 300, {time.process_time() - start:.0f} CPU s so far"
+        report(f"three arms, {kind} outcomes, {name}", text, f"{COMMAND} three_arms_other")
+        assert min(shares) >= 0.95 - 3 * (0.95 * 0.05 / num) ** 0.5
+
+
 def test_five_covariates():
     problem = linear_benchmark()
     coin, oracle = (
