@@ -8,6 +8,7 @@ from mixed_designs import dose_drug_time, fine_grid
 from models import gaussian_prior
 from torch.distributions import constraints
 
+from sbi_bed.diagnostics import expected_information_gain
 from sbi_bed.inference import DAD, AdaptiveExperiment
 from sbi_bed.objectives import InfoNCE
 from sbi_bed.policies import GreedyPolicy, RandomPolicy, StaticPolicy
@@ -121,3 +122,25 @@ def test_policies_propose_designs_of_the_space_in_a_rollout():
         designs = rollout(simulator, policy, simulator.prior.sample((50,)), 3).designs
     assert simulator.design_space.contains(designs).all()
     assert "one step ahead" in trainer.report.gains
+
+
+@pytest.mark.slow
+def test_training_on_candidates_does_not_collapse():
+    """Poisson counts at 13 candidates, T = 5: a policy once settled on one of them, with less than random designs have."""
+
+    def law(theta, design):
+        return torch.distributions.Poisson((theta[..., 0] + theta[..., 1] * design[..., 0]).exp())
+
+    simulator = DesignSimulator(
+        gaussian_prior(2),
+        lambda theta, design: law(theta, design).sample().unsqueeze(-1),
+        torch.linspace(-1.5, 1.5, 13).unsqueeze(-1),
+        lambda theta, design, outcome: law(theta, design).log_prob(outcome.squeeze(-1)),
+        outcome_space=constraints.nonnegative_integer,
+    )
+    policy = DAD(simulator, 5, show_progress_bars=False).train(500, 256, 255, 4e-3, seed=0)
+    greedy = GreedyPolicy(simulator, num_particles=512, num_inner=128, num_outer=64)
+    judged = [(policy, 1000), (RandomPolicy(simulator), 1000), (greedy, 128)]
+    trained, random, ahead = (expected_information_gain(simulator, p, 5, n, 5000, seed=1) for p, n in judged)
+    assert trained.lower - random.lower > 4.5 * math.hypot(trained.lower_stderr, random.lower_stderr)
+    assert trained.lower - ahead.lower > -3 * math.hypot(trained.lower_stderr, ahead.lower_stderr)
