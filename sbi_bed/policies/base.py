@@ -23,7 +23,15 @@ from ..utils.files import load_file, rebuilding, save_file
 from ..utils.history import check_history
 from ..utils.renamed import current_arguments
 
-__all__ = ["Policy", "SavedPolicy", "describe_policy", "load_policy", "policy_class_called", "restore_policy"]
+__all__ = [
+    "Policy",
+    "SavedPolicy",
+    "describe_policy",
+    "facts_of",
+    "load_policy",
+    "policy_class_called",
+    "restore_policy",
+]
 
 
 class SavedPolicy(nn.Module):
@@ -146,8 +154,22 @@ class Policy(SavedPolicy):
 def describe_policy(policy: SavedPolicy) -> dict[str, Any]:
     """A policy as plain data and tensors."""
     description = {"policy": type(policy).__name__, "config": policy.config, "weights": policy.state_dict()}
+    return {**description, **facts_of(policy)}
+
+
+def facts_of(policy: Any) -> dict[str, Any]:
+    """What a file has to say of a policy beside its arguments and weights."""
     trained = getattr(policy, "trained_horizon", None)
-    return description if trained is None else {**description, "trained_horizon": trained}
+    facts: dict[str, Any] = {} if trained is None else {"trained_horizon": trained}
+    # By neighbours; in 0.1 each candidate had a score of its own.
+    return {**facts, "scores": "shared"} if _scores_choices(policy) else facts
+
+
+def _scores_choices(policy: Any) -> bool:
+    """Whether learned weights give scores of what is to be chosen."""
+    if not isinstance(policy, Policy) or next(policy.parameters(), None) is None:
+        return False
+    return policy.design_space.has_choices
 
 
 def restore_policy(
@@ -168,6 +190,10 @@ def restore_policy(
         policy.load_state_dict(description["weights"])
     except RuntimeError as err:
         raise ValueError(f"the saved {name} does not fit this simulator: {err}") from err
+    if _scores_choices(policy) and description.get("scores") != "shared":
+        raise ValueError(
+            f"the saved {name} chooses among candidates as sbi_bed 0.1 did: train it again, or load it with 0.1."
+        )
     trained = description.get("trained_horizon")
     if trained is not None:
         policy.trained_horizon = check_count(trained, "trained_horizon")  # pyright: ignore[reportArgumentType]

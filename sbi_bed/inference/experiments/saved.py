@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...policies.base import restore_policy
+from ...policies.base import facts_of, restore_policy
 from ...simulators.base import DesignSimulator
 from ...utils.files import rebuilding, write_atomically
 from ...utils.seeding import seeded
@@ -117,9 +117,7 @@ def policy_to_plain(policy: Any) -> dict[str, Any]:
     except (TypeError, ValueError):
         config = None
     weights = weights_to_plain(policy.state_dict()) if isinstance(policy, nn.Module) else None
-    plain = {"policy": name, "config": config, "weights": weights}
-    trained = getattr(policy, "trained_horizon", None)
-    return plain if trained is None else {**plain, "trained_horizon": trained}
+    return {"policy": name, "config": config, "weights": weights, **facts_of(policy)}
 
 
 def plain_to_policy(plain: dict[str, Any], simulator: DesignSimulator | None, given: Any = None) -> Any:

@@ -15,7 +15,7 @@ from ...simulators.design_space import DesignSpace
 
 __all__ = ["best_design", "starting_designs"]
 
-_ROUNDS = 3  # of climbs, with a look at other choices after each
+_ROUNDS = 2  # looks at other choices, each between two climbs
 
 
 def starting_designs(space: DesignSpace, num: int, used: Tensor) -> Tensor:
@@ -59,10 +59,11 @@ def best_design(
     if not space.has_choices:
         search.climb(num_steps)
         return search.best
+    steps = num_steps // (_ROUNDS + 1) if space.continuous_free(designs).shape[-1] else 0
     for _ in range(_ROUNDS):
-        search.climb(num_steps // _ROUNDS if space.continuous_free(designs).shape[-1] else 0)
+        search.climb(steps)
         search.score(space.neighbours(search.starts).flatten(1, 2))
-    search.climb(num_steps // _ROUNDS if space.continuous_free(designs).shape[-1] else 0)
+    search.climb(steps)
     return search.best
 
 

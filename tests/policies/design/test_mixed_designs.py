@@ -11,7 +11,8 @@ from torch.distributions import constraints
 from sbi_bed.diagnostics import expected_information_gain
 from sbi_bed.inference import DAD, AdaptiveExperiment
 from sbi_bed.objectives import InfoNCE
-from sbi_bed.policies import GreedyPolicy, RandomPolicy, StaticPolicy
+from sbi_bed.policies import GreedyPolicy, RandomPolicy, StaticPolicy, TransformerPolicy, load_policy
+from sbi_bed.policies.base import describe_policy, restore_policy
 from sbi_bed.policies.design.particle_filter import flatten
 from sbi_bed.simulators import DesignSimulator, DesignSpace, rollout
 
@@ -97,7 +98,7 @@ def test_the_gradient_through_draws_is_that_of_the_mean_over_choices():
 def test_live_runs_of_mixed_designs_are_saved_keep_apart_and_refuse_what_is_no_design(tmp_path):
     simulator = dose_drug_time()
     experiment = AdaptiveExperiment(
-        RandomPolicy(simulator), simulator, 3, journal=tmp_path / "run.jsonl", seed=0, min_distance=0.5
+        TransformerPolicy(simulator, 3), simulator, 3, journal=tmp_path / "run.jsonl", seed=0, min_distance=0.5
     )
     theta = simulator.prior.sample()
     with pytest.raises(ValueError, match=r"hours must be a whole number from 1 to 24, got 2.5"):
@@ -112,6 +113,18 @@ def test_live_runs_of_mixed_designs_are_saved_keep_apart_and_refuse_what_is_no_d
         experiment = AdaptiveExperiment.load(tmp_path / "run.jsonl", simulator)
     places = simulator.design_space.standardize(experiment.designs)
     assert torch.pdist(places).min() >= 0.5
+
+
+def test_trained_policies_are_saved_and_those_that_scored_otherwise_are_refused(tmp_path):
+    simulator = dose_drug_time()
+    policy = TransformerPolicy(simulator, 2)
+    policy.save(tmp_path / "policy.pt")
+    history = torch.tensor([[3.0, 1.0, 7.0, 0.4, 1.0]])
+    assert torch.equal(load_policy(tmp_path / "policy.pt", simulator)(history), policy(history))
+    description = describe_policy(policy)
+    del description["scores"]
+    with pytest.raises(ValueError, match=r"chooses among candidates as sbi_bed 0.1 did: train it again"):
+        restore_policy(description, simulator)
 
 
 def test_policies_propose_designs_of_the_space_in_a_rollout():
