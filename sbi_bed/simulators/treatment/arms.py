@@ -84,8 +84,8 @@ def clip_shares(shares: Tensor, clip: float, allowed: Tensor | None = None) -> T
         allowed: Which arms may have units, (K,); all if None. The others get none.
 
     Example:
-        >>> clip_shares(torch.tensor([0.9, 0.1, 0.0]), 0.05).tolist()
-        [0.8550000190734863, 0.0949999988079071, 0.05000000074505806]
+        >>> clip_shares(torch.tensor([0.9, 0.1, 0.0]), 0.05)
+        tensor([0.8550, 0.0950, 0.0500])
     """
     allowed = torch.ones_like(shares[..., :1]) > 0 if allowed is None else allowed
     shares = torch.where(allowed, shares.clamp_min(1e-300), 0.0)

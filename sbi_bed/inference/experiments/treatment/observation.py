@@ -31,6 +31,7 @@ from torch import Tensor
 __all__ = ["ObservationRates", "delay_dependence", "observation_rates"]
 
 _MOST_LIMITS = 50  # values of k that are tried
+_FEWEST = 10  # units that a dependence is tested with
 _SHARE_DUE = 0.5  # of an arm's outcomes that have come at the youngest age that enters
 
 
@@ -97,7 +98,7 @@ def observation_rates(
 
 
 def delay_dependence(outcome: Tensor, observed: Tensor, delay: Tensor, age: Tensor) -> tuple[float, float, int]:
-    """Kendall's τ of delay and outcome among units of one arm, its p-value, and their number; (0, 1, …) if delays are equal.
+    """Kendall's τ of delay and outcome among units of one arm, its p-value, and their number; (0, 1, …) if delays are equal or units few.
 
     Args:
         outcome: Shape (n,).
@@ -115,7 +116,7 @@ def delay_dependence(outcome: Tensor, observed: Tensor, delay: Tensor, age: Tens
     if len(limits) > _MOST_LIMITS:
         limits = limits[torch.linspace(0, len(limits) - 1, _MOST_LIMITS).long()]
     kept = observed & (delay <= limits.unsqueeze(-1)) & (age >= limits.unsqueeze(-1))
-    if not kept.any():
+    if int(kept.sum(-1).max() if len(limits) else 0) < _FEWEST:
         return 0.0, 1.0, 0
     chosen = kept[int(kept.sum(-1).argmax())]
     found: Any = kendalltau(delay[chosen].numpy(), outcome[chosen].numpy())
