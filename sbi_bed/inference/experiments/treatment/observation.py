@@ -98,7 +98,7 @@ def observation_rates(
 
 
 def delay_dependence(outcome: Tensor, observed: Tensor, delay: Tensor, age: Tensor) -> tuple[float, float, int]:
-    """Kendall's τ of delay and outcome among units of one arm, its p-value, and their number; (0, 1, …) if delays are equal or units few.
+    """Kendall's τ of delay and outcome in one arm, its p-value, and the number of units; 0 and 1 if it cannot be tested.
 
     Args:
         outcome: Shape (n,).
