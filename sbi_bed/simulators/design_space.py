@@ -188,6 +188,12 @@ class DesignSpace:
         return all(part.is_choice for part in self.parts)
 
     @property
+    def is_unbounded(self) -> bool:
+        """Whether each design value may be any real number."""
+        real = type(constraints.real)
+        return not self.has_choices and all(isinstance(base_of(part.constraint), real) for part in self.parts)
+
+    @property
     def depends_on_history(self) -> bool:
         """Whether the trials so far limit the next design."""
         return self._given is not None

@@ -5,7 +5,7 @@ nats above `DeepSetsPolicy` in the same time.
 
 Keys and values of earlier trials are cached: one trial costs one token, in rollouts and in life.
 
-Where designs have coordinates that one step can be taken in, the next design is a step from an attention-weighted mean of
+Where designs are unbounded, the next one is a step from an attention-weighted mean of
 earlier ones (`sbi_bed.neural_nets.pointer`).
 """
 
@@ -49,8 +49,9 @@ class TransformerPolicy(Policy):
         hidden_dim: Size of a token.
         num_layers: Number of attention blocks.
         num_heads: Attention heads of each.
-        head: "pointer" for a step from a mean of earlier designs; "linear" for free coordinates alone, as always where
-            designs have choices, and in a space that depends on the history.
+        head: "pointer" for a step from a mean of earlier designs, "linear" for free coordinates alone. If None "pointer"
+            where designs are unbounded, and "linear" between bounds, where pointers were measured to be no better or worse.
+            Always "linear" where designs have choices or their space depends on the history.
 
     Attributes:
         features: What is read of a trial.
@@ -75,20 +76,23 @@ class TransformerPolicy(Policy):
         hidden_dim: int = 64,
         num_layers: int = 1,
         num_heads: int = 4,
-        head: Literal["pointer", "linear"] = "pointer",
+        head: Literal["pointer", "linear"] | None = None,
     ):
         horizon = check_count(horizon, "horizon")
-        check_choice(head, "head", ("pointer", "linear"))
         sizes = {"hidden_dim": hidden_dim, "num_layers": num_layers, "num_heads": num_heads}
-        super().__init__(simulator, horizon=horizon, **sizes, head=head)
+        super().__init__(simulator, horizon=horizon, **sizes)
+        space = self.design_space
+        has_steps = not (space.has_choices or space.depends_on_history)
+        if head is None:
+            head = "pointer" if has_steps and space.is_unbounded else "linear"
+        self.config["head"] = check_choice(head, "head", ("pointer", "linear"))
         self.horizon = horizon
         self.features = TrialFeatures(simulator)
         self.embed = nn.Linear(self.features.output_dim, hidden_dim)
         self.start = nn.Parameter(0.1 * torch.randn(hidden_dim))
         self.position = nn.Parameter(0.1 * torch.randn(horizon, hidden_dim))
         self.blocks = nn.ModuleList(CausalBlock(hidden_dim, num_heads) for _ in range(num_layers))
-        space = self.design_space
-        if head == "linear" or space.has_choices or space.depends_on_history:
+        if head == "linear" or not has_steps:
             self.head = nn.Sequential(nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, space.free_dim))
         else:
             self.head = PointerHead(hidden_dim, space.free_dim)

@@ -123,7 +123,7 @@ def test_transformer_states_equal_all_tokens_at_once(head):
 @pytest.mark.parametrize("model", SIMULATORS)
 def test_a_pointer_head_that_takes_no_step_proposes_the_mean_of_the_origin_and_earlier_designs(model):
     simulator = SIMULATORS[model]()
-    policy, space = TransformerPolicy(simulator, 6, hidden_dim=8), simulator.design_space
+    policy, space = TransformerPolicy(simulator, 6, hidden_dim=8, head="pointer"), simulator.design_space
     for linear in (policy.head.to_query, policy.head.step):  # all attention scores and the step are 0
         torch.nn.init.zeros_(linear.weight)
         torch.nn.init.zeros_(linear.bias)
@@ -283,12 +283,25 @@ def test_a_file_of_a_time_without_pointer_heads_is_loaded(tmp_path):
         TransformerPolicy(simulator, 3, head="pointers")
 
 
+@pytest.mark.parametrize("model, head", [("location", "pointer"), ("discounting", "linear"), ("elasticity", "linear")])
+def test_heads_are_pointers_where_designs_are_unbounded(model, head, tmp_path):
+    simulator = SIMULATORS[model]()
+    assert simulator.design_space.is_unbounded == (head == "pointer")
+    for chosen, expected in ((None, head), ("pointer", "pointer"), ("linear", "linear")):
+        policy = TransformerPolicy(simulator, 3, hidden_dim=8, head=chosen)
+        policy.save(tmp_path / f"{chosen}")
+        again = load_policy(tmp_path / f"{chosen}", simulator)
+        assert policy.config["head"] == again.config["head"] == expected
+        history = histories(simulator, 2, dtype=torch.float32)
+        assert torch.equal(again(history), policy(history))
+
+
 def test_a_pointer_head_needs_places_to_point_at():
     candidates, mixed = LocationFinding(), LocationFinding()
     candidates.design_space = DesignSpace(candidates=torch.randn(9, 2))
     mixed.design_space = DesignSpace.of_parts(x=constraints.interval(-1.0, 1.0), y=range(-3, 4))
     for simulator, is_linear in ((LocationFinding(), False), (candidates, True), (mixed, True)):
-        policy = TransformerPolicy(simulator, 3, hidden_dim=8)
+        policy = TransformerPolicy(simulator, 3, hidden_dim=8, head="pointer")
         assert isinstance(policy.head, torch.nn.Sequential) == is_linear
         assert simulator.design_space.contains(policy(torch.zeros(2, 0, 4))).all()
 

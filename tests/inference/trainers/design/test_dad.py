@@ -93,7 +93,7 @@ def test_the_best_of_several_starts_is_trained():
         torch.manual_seed(0)
         policy = TransformerPolicy(simulator, 2, 16, 1, 2)
         with torch.no_grad():
-            policy.head.step.bias[:-1].fill_(30.0)
+            policy.head[1].bias.fill_(30.0)
         result = DAD(simulator, 2, policy, show_progress_bars=False).train(
             60, 64, 31, 1e-2, seed=0, num_starts=num_starts
         )
