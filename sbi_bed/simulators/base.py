@@ -173,6 +173,18 @@ class DesignSimulator:
         """
         return 0
 
+    def learned_state(self) -> dict[str, Any] | None:
+        """What was learned for planning, as tensors and plain data for a file; None where nothing was."""
+        return None
+
+    def restore_learned(self, state: dict[str, Any]) -> None:
+        """Take up what `learned_state` gave.
+
+        Raises:
+            ValueError: If it is of another experiment.
+        """
+        raise ValueError("it holds what another kind of simulator learned.")
+
     def improve_likelihood(
         self, theta: Tensor, designs: Tensor, *, seed: int | None = None, max_seconds: float | None = None
     ) -> None:

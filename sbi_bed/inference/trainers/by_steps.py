@@ -31,7 +31,7 @@ class StepTrainer:
     """Base of trainers by steps.
 
     A subclass has a method `train` that calls `_train(settings)`, and gives `_nets` and `_loss`. It may give `_build`,
-    `_choose_start`, `_description`, `_before_step` and `_finish`, and the class attributes below.
+    `_choose_start`, `_description`, `_more_state`, `_recall`, `_before_step`, `_finish`, and the class attributes below.
 
     Args:
         device: Where to train.
@@ -97,6 +97,13 @@ class StepTrainer:
     def _build(self, settings: StepSettings) -> None:
         """Build what the training needs. Called under the seed, before the first step; in a resumed training, too."""
 
+    def _more_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside nets and optimiser, tensors and plain data."""
+        return {}
+
+    def _recall(self, kept: dict[str, Any]) -> None:
+        """Take up what `_more_state` gave. Called before `_build`, in a resumed training only."""
+
     def _choose_start(self, settings: StepSettings) -> None:
         """Choose the weights to begin with. Called under the seed, after `_build`, in a new training only."""
 
@@ -136,6 +143,9 @@ class StepTrainer:
                 self._tracker.log_params(file.description)
             self._shards = Shards(settings.num_shards, self.device)
             self._size_of_shard = self._shards.size_of(settings.batch_size)
+            if kept is not None:
+                with rebuilding(str(settings.checkpoint)):
+                    self._recall(kept)
             self._build(settings)
             if kept is None:
                 self._choose_start(settings)
@@ -225,6 +235,7 @@ class StepTrainer:
                 "weights": {name: net.state_dict() for name, net in self._nets().items()},
                 "optimizer": self._optimizer.state_dict(),
                 "reports": self.reports,
+                **self._more_state(),
             }
         )
 

@@ -154,7 +154,8 @@ class BlackBoxSimulator(DesignSimulator):
         self.num_workers = -1 if num_workers == -1 else check_count(num_workers, "num_workers")
         self.cache = None if cache is None else Path(cache)
         if self.cache is not None and self.cache.exists():
-            self.simulations = self._simulations_of(load_file(self.cache, "simulations"), self.cache)
+            with rebuilding(self.cache):
+                self.simulations = self._checked(load_file(self.cache, "simulations")["simulations"])
         self.report: LikelihoodReport | None = None
         self._show_progress_bars = show_progress_bars
         self._density: ConditionalDensity | None = None
@@ -266,13 +267,10 @@ class BlackBoxSimulator(DesignSimulator):
         Raises:
             ValueError: If there is none.
         """
-        if self._density is None or self.report is None:
+        state = self.learned_state()
+        if state is None:
             raise ValueError("there is no likelihood to save: call learn_likelihood first.")
-        save_file(
-            path,
-            "likelihood",
-            {"simulations": list(self.simulations), "weights": self._density.state_dict(), "report": vars(self.report)},
-        )
+        save_file(path, "likelihood", state)
 
     def load_likelihood(self, path: str | Path) -> None:
         """Load what `save_likelihood` of this experiment wrote.
@@ -283,20 +281,32 @@ class BlackBoxSimulator(DesignSimulator):
         """
         content = load_file(path, "likelihood")
         with rebuilding(path):
-            simulations = self._simulations_of(content, path)
-            density = ConditionalDensity(*simulations)
-            density.load_state_dict(content["weights"])
-            self.report = LikelihoodReport(**content["report"])
+            self.restore_learned(content)
+
+    def learned_state(self) -> dict[str, Any] | None:
+        """Simulations, weights and report; see `DesignSimulator`."""
+        if self._density is None or self.report is None:
+            return None
+        return {
+            "simulations": list(self.simulations),
+            "weights": self._density.state_dict(),
+            "report": vars(self.report),
+        }
+
+    def restore_learned(self, state: dict[str, Any]) -> None:
+        """Take up what `learned_state` gave; see `DesignSimulator`."""
+        simulations = self._checked(state["simulations"])
+        density = ConditionalDensity(*simulations)
+        density.load_state_dict(state["weights"])
+        self.report = LikelihoodReport(**state["report"])
         self.simulations, self._density, self._surrogate = simulations, density.eval().requires_grad_(False), None
 
-    def _simulations_of(self, content: dict[str, Any], path: str | Path) -> Simulations:
-        """The simulations of a file, if they are of such an experiment."""
-        with rebuilding(path):
-            simulations = Simulations(*content["simulations"])
-            sizes = [x.shape[-1] for x in simulations]
-            if sizes != [self.theta_dim, self.design_dim, self.outcome_dim]:
-                raise ValueError(f"it is of theta, design and outcome of sizes {sizes}.")
-            return simulations
+    def _checked(self, simulations: list[Tensor]) -> Simulations:
+        """Simulations of a file, if they are of such an experiment."""
+        sizes = [x.shape[-1] for x in simulations]
+        if sizes != [self.theta_dim, self.design_dim, self.outcome_dim]:
+            raise ValueError(f"it is of theta, design and outcome of sizes {sizes}.")
+        return Simulations(*simulations)
 
     def _check_randomness(self) -> None:
         """A density exists only where outcomes are random, or discrete."""

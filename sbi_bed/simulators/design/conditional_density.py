@@ -155,7 +155,7 @@ class ConditionalDensity(nn.Module):
 
     def _read(self, theta: Tensor, design: Tensor) -> tuple[Tensor, Tensor]:
         dtype = next(self.parameters()).dtype
-        return self.theta_scaling(theta).to(dtype), self.design_scaling(design).to(dtype)
+        return self.theta_scaling.read(theta).to(dtype), self.design_scaling.read(design).to(dtype)
 
 
 class _Factor(nn.Module):

@@ -13,7 +13,8 @@ _MARGIN = 0.1  # of a range, beyond its ends, where a net still may be asked
 class Scaling(nn.Module):
     """Values (..., F) to coordinates of order one, each by the map that its distribution asks for.
 
-    Positive values over more than two decades are read in logs, values with heavy tails by asinh, others as they are.
+    Positive values over more than two decades are read in logs if that makes them less skewed, values with heavy tails by
+    asinh, others as they are.
 
     Args:
         values: Draws (N, F) that show the distributions.
@@ -34,8 +35,11 @@ class Scaling(nn.Module):
             values[: 10**5], torch.tensor([0.001, 0.1, 0.5, 0.9, 0.999]).double(), 0
         )
         is_log = (values > 0).all(0) & (high > 100 * low)
+        is_log &= _skewness(values.abs().clamp_min(1e-300).log()).abs() < _skewness(values).abs()
         heavy = (high - low) > 8 * (upper - lower)
         width = (upper - lower).where(upper > lower, values.std(0, correction=0)).clamp_min(1e-30)
+        self.register_buffer("low", values.amin(0))
+        self.register_buffer("high", values.amax(0))
         self.register_buffer("kind", torch.where(is_log, 1, torch.where(heavy, 2, 0)))
         self.register_buffer("centre", middle)
         self.register_buffer("width", width)
@@ -43,12 +47,15 @@ class Scaling(nn.Module):
         sd = free.std(0, correction=0)
         self.register_buffer("loc", free.mean(0))
         self.register_buffer("scale", sd.where(sd > 1e-9, 1.0))
-        self.register_buffer("low", values.amin(0))
-        self.register_buffer("high", values.amax(0))
 
     def forward(self, value: Tensor) -> Tensor:
         """Coordinates (..., F)."""
         return (self._free(value) - self.loc.to(value)) / self.scale.to(value)
+
+    def read(self, value: Tensor) -> Tensor:
+        """Coordinates (..., F) for a net. Beyond the range it answers as at its end, and does not extrapolate."""
+        low, high = (self(end).to(value) for end in (self.low, self.high))
+        return self(value).clamp(low, high)
 
     def inverse(self, z: Tensor) -> Tensor:
         """Values (..., F)."""
@@ -60,7 +67,7 @@ class Scaling(nn.Module):
         """log dz/dy, (..., F)."""
         far = (value - self.centre.to(value)) / self.width.to(value)
         by_asinh = -0.5 * torch.log1p(far.square()) - self.width.to(value).log()
-        slope = torch.where(self.kind == 1, -_log(value), torch.where(self.kind == 2, by_asinh, 0.0))
+        slope = torch.where(self.kind == 1, -self._log(value), torch.where(self.kind == 2, by_asinh, 0.0))
         return slope - self.scale.to(value).log()
 
     def outside(self, value: Tensor) -> Tensor:
@@ -71,9 +78,14 @@ class Scaling(nn.Module):
 
     def _free(self, value: Tensor) -> Tensor:
         by_asinh = ((value - self.centre.to(value)) / self.width.to(value)).asinh()
-        return torch.where(self.kind == 1, _log(value), torch.where(self.kind == 2, by_asinh, value))
+        return torch.where(self.kind == 1, self._log(value), torch.where(self.kind == 2, by_asinh, value))
+
+    def _log(self, value: Tensor) -> Tensor:
+        """log where values are read so; finite, with gradients that do not overflow, elsewhere and at zero."""
+        return value.clamp_min(torch.where(self.kind == 1, 1e-6 * self.low, 1.0).to(value)).log()
 
 
-def _log(value: Tensor) -> Tensor:
-    """log where positive; finite, with finite gradients, elsewhere."""
-    return value.clamp_min(torch.finfo(value.dtype).tiny).log()
+def _skewness(values: Tensor) -> Tensor:
+    """Third standardised moment (F,) of values (N, F)."""
+    far = values - values.mean(0)
+    return far.pow(3).mean(0) / far.square().mean(0).clamp_min(1e-300).pow(1.5)

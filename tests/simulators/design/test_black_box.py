@@ -19,6 +19,7 @@ from sbi_bed.inference import DAD, AdaptiveExperiment, StepDAD, likelihood_poste
 from sbi_bed.policies import GreedyPolicy, RandomPolicy
 from sbi_bed.simulators import DesignSimulator, PolicySimulator, process_design_simulator, rollout
 from sbi_bed.utils import seeded
+from sbi_bed.utils.files import load_file, save_file
 
 PRIOR, SPACE = gaussian_prior(2), constraints.interval(-torch.ones(1), torch.ones(1))
 NOISE = 0.5
@@ -241,6 +242,38 @@ def test_it_is_simulated_where_the_policy_goes():
     simulator = process(many_rows, num_simulations=2000)
     DAD(simulator, 2, show_progress_bars=False).train(20, 32, 31, seed=0)
     assert len(simulator.simulations.theta) == 3000
+
+
+@pytest.mark.parametrize("killed_at", [8, 16])
+def test_a_resumed_training_has_the_likelihood_of_the_whole_one(tmp_path, killed_at):
+    """Before and after the likelihood is improved, which is after the tenth step."""
+    settings = {"num_steps": 20, "batch_size": 16, "num_contrastive": 15, "seed": 3}
+    whole = DAD(process(many_rows, num_simulations=1200, max_seconds=1e4), 2, show_progress_bars=False)
+    weights = torch.cat([p.flatten() for p in whole.train(**settings).parameters()])
+
+    class Killed(DAD):
+        def _loss(self, num, done):
+            if self.num_steps == killed_at:
+                raise KeyboardInterrupt
+            return super()._loss(num, done)
+
+    settings |= {"checkpoint": tmp_path / "checkpoint", "checkpoint_every": 4}
+    killed = Killed(process(many_rows, num_simulations=1200, max_seconds=1e4), 2, show_progress_bars=False)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train(**settings)
+    content = load_file(settings["checkpoint"], "training")
+    content["settings"]["trainer"] = "DAD"
+    save_file(settings["checkpoint"], "training", content)
+    simulator = process(many_rows, num_simulations=1200, max_seconds=1e4)
+    resumed = DAD(simulator, 2, show_progress_bars=False)
+    policy = resumed.train(**settings, resume=True)
+    assert torch.equal(torch.cat([p.flatten() for p in policy.parameters()]), weights)
+    assert len(simulator.simulations.theta) == 1800
+    assert simulator.runner.num_runs < (
+        1300 if killed_at == 8 else 700
+    )  # 512 by which nets scale; not the first 1200 again
+    with pytest.raises(ValueError, match="of sizes"):
+        DAD(process(of_shape(lambda y: [y, y])), 2, policy, show_progress_bars=False).train(**settings, resume=True)
 
 
 def test_the_same_seed_gives_the_same_likelihood():

@@ -172,3 +172,23 @@ def test_report_finds_a_wrong_density():
     bad = check_density(density, *wrong, 0, 0.0)
     assert good.calibration_error < good.calibration_noise + 0.03 < bad.calibration_error
     assert bad.log_likelihood < good.log_likelihood - 0.2 and "calibration error" in str(bad)
+
+
+def test_values_are_read_in_logs_only_if_that_straightens_them():
+    uniform, exponent = torch.rand(2000, 1), 3 * torch.randn(2000, 1)
+    assert [int(Scaling(x).kind) for x in (24 * uniform + 1e-4, exponent.exp(), (9 * uniform).exp())] == [0, 1, 1]
+
+
+def test_beyond_the_simulations_it_answers_as_at_their_end():
+    """A policy gains nothing by going where nothing was simulated, and all stays finite there."""
+    theta, design = 3 * torch.randn(2000, 1), (5 * torch.rand(2000, 1)).exp()
+    density = ConditionalDensity(theta, design, theta + design + torch.randn(2000, 1))
+    far = torch.tensor([[1e4], [1e30], [0.0], [-1e5]], requires_grad=True)
+    ends = torch.where(far.detach() > 1, density.design_scaling.high, density.design_scaling.low).float()
+    for at, end in ((far, ends), (torch.full((4, 1), 1e5), theta.max().expand(4, 1))):
+        args = (at, ends) if at is not far else (torch.zeros(4, 1), at)
+        others = (end, ends) if at is not far else (torch.zeros(4, 1), end)
+        value = density.log_prob(*args, torch.zeros(4, 1))
+        torch.testing.assert_close(value, density.log_prob(*others, torch.zeros(4, 1)), rtol=1e-4, atol=1e-4)
+    gradient = torch.autograd.grad(density.log_prob(torch.zeros(4, 1), far, torch.zeros(4, 1)).sum(), far)[0]
+    assert torch.isfinite(gradient).all()

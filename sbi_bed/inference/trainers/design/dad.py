@@ -29,6 +29,7 @@ from ....utils.checks import check_count
 from ....utils.history import trials_before
 from ....utils.warn_user import warn_user
 from ..by_steps import StepTrainer
+from ..checkpoint import Checkpoint
 from ..settings import StepSettings
 from .bounded_gradients import BoundedGradients
 from .drawn_choices import DrawnChoices, choices_loss
@@ -240,6 +241,17 @@ class DAD(StepTrainer):
             self.bound = self._new_bound().to(self.device)
         self._to_build = False, False
 
+    def _more_state(self) -> dict[str, Any]:
+        return {"learned": self.simulator.learned_state(), "num_improving": self._num_improving}
+
+    def _recall(self, kept: dict[str, Any]) -> None:
+        if kept.get("learned") is not None:  # earlier checkpoints have none
+            self.simulator.restore_learned(kept["learned"])
+
+    def _restore(self, kept: dict[str, Any], file: Checkpoint) -> None:
+        super()._restore(kept, file)
+        self._num_improving = kept.get("num_improving", self._num_improving)
+
     def _choose_start(self, settings: StepSettings) -> None:
         if self._num_starts == 1:
             return
@@ -357,7 +369,8 @@ class DAD(StepTrainer):
         num = max(1, self._num_improving // self.num_trials)
         theta, (designs, _), *_ = self.experiments.run(self.policy, num)
         rows = theta.unsqueeze(1).expand(-1, self.num_trials, -1).flatten(0, 1), designs.flatten(0, 1)
-        self.simulator.improve_likelihood(*rows, max_seconds=self._settings.max_seconds)
+        seed = int(torch.randint(2**31, ()))  # for numpy's generator, too, whose state no checkpoint holds
+        self.simulator.improve_likelihood(*rows, seed=seed, max_seconds=self._settings.max_seconds)
         self._num_improving = 0
 
     def _new_policy(self) -> Policy:
