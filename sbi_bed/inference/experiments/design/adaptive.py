@@ -279,12 +279,13 @@ class AdaptiveExperiment(RecordedExperiment):
     def replace(self, policy: Any = None, simulator: DesignSimulator | None = None, *, reason: str) -> None:
         """Go on with another policy, another simulator, or both, for example after data that contradict the model.
 
-        The trials stay, designs in flight, too. The next design comes from the new policy and `posterior` from the new
+        The trials stay, and so do designs in flight. The next design comes from the new policy and `posterior` from the new
         simulator, each given all trials. `load` wants the new simulator from then on; the file holds the new policy.
 
         Args:
             policy: New policy.
-            simulator: New simulator, with designs and outcomes of the same sizes; all trials must lie in its spaces.
+            simulator: New simulator, with designs and outcomes of the same sizes; all trials, and what
+                is in flight, must lie in its spaces.
             reason: Why, for `changes`.
 
         Raises:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ....utils.checks import check_count
 from ..journal import plain_to_tensor
 from .trials import Trials
 
@@ -201,7 +202,7 @@ class ExperimentState:
         return self.handles.index(handle)
 
     def _horizon(self, entry: dict[str, Any]) -> None:
-        self.horizon = entry["horizon"]
+        self.horizon = check_count(entry["horizon"], "horizon")
         self._note("horizon", horizon=self.horizon, reason=entry["reason"])
 
     def _replace(self, entry: dict[str, Any]) -> None:

@@ -179,8 +179,7 @@ class RecordedExperiment(SavedExperiment):
             try:
                 holds = bool(self._rule(self))  # pyright: ignore[reportArgumentType]
             except Exception as err:
-                message = f"the trial is recorded, but the stopping rule '{self._rule}' failed: {err}"
-                raise RuntimeError(message) from err
+                raise RuntimeError(f"it is recorded, but the stopping rule '{self._rule}' failed: {err}") from err
             if holds:
                 self._stop(str(self._rule))
         if self.stopped_because is not None and not self._state.in_flight and not self._over:
@@ -207,9 +206,8 @@ class RecordedExperiment(SavedExperiment):
     def _describe(self) -> dict[str, Any]:
         rule = None if self._rule is None else self._rule.plain or {"rule": None, "reason": str(self._rule)}
         limits = self._limits
-        common = {"seed": self.seed, "num_experiments": self.num_experiments, "min_distance": limits.min_distance}
-        if limits.no_repeat_within is not None:
-            common["no_repeat_within"] = limits.no_repeat_within
+        common = {"seed": self.seed, "num_experiments": self.num_experiments}
+        common |= {"min_distance": limits.min_distance, "no_repeat_within": limits.no_repeat_within}
         return {
             "kind": type(self).__name__,
             "horizon": self.horizon,
@@ -273,6 +271,8 @@ class RecordedExperiment(SavedExperiment):
                 self._check_design(plain_to_tensor(entry["design"]), simulator, running, state)
                 self._check_outcome(plain_to_tensor(entry["outcome"]), simulator, running)
             state.take_up(entry)
+        for design in state.in_flight.values():
+            self._check_design(design, simulator, running, state)
         state.check_room()
 
         def become() -> None:

@@ -572,7 +572,7 @@ def test_ones_own_rule(tmp_path):
 
     broken = linear_run(stop_when=lambda experiment: 1 / 0)
     broken.next_design()
-    with pytest.raises(RuntimeError, match="the trial is recorded, but the stopping rule"):
+    with pytest.raises(RuntimeError, match="it is recorded, but the stopping rule"):
         broken.record([0.0])
     assert broken.num_trials == 1
 

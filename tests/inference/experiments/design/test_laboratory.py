@@ -643,7 +643,7 @@ def test_policy_and_simulator_can_be_replaced_after_a_contradiction(tmp_path):
 
 
 def test_replacements_are_checked():
-    experiment = run(begin(), 1.0)
+    experiment, half = run(begin(), 1.0), torch.tensor([0.5])
     wrong = [
         (ValueError, "give policy=, simulator=, or both", {}),
         (TypeError, "must be a DesignSimulator", {"simulator": 3}),
@@ -657,6 +657,13 @@ def test_replacements_are_checked():
         with pytest.raises(error, match=message):
             experiment.replace(**replacement, reason="")
     assert look_of(experiment) == look
+    flying = begin(lambda history: torch.full((*history.shape[:-2], 1), 0.9), LinearGaussian(1))
+    flying.next_designs(1)
+    narrow = DesignSimulator(LinearGaussian(1).prior, LinearGaussian(1).simulate, constraints.interval(-half, half))
+    with pytest.raises(ValueError, match="lies outside the design space"):
+        flying.replace(simulator=narrow, reason="the dial is broken")
+    flying.skip(0)
+    flying.replace(simulator=narrow, reason="the dial is broken")
     experiment.mark_invalid(0)  # what does not count need not lie in the new spaces
     experiment.replace(simulator=with_outcomes_below(0.5), reason="")
 
