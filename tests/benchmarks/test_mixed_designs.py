@@ -67,7 +67,7 @@ def test_prey_population():
             f"prey population, T=10, {name}{f', {seconds:.0f} s of CPU' if name == 'DAD' else ''}", str(gain), COMMAND
         )
     greedy = GreedyPolicy(simulator, num_particles=1024, num_inner=128, num_outer=64)
-    best = expected_information_gain(simulator, greedy, 10, 96, 30_000, seed=1)
+    best = expected_information_gain(simulator, greedy, 10, 192, 30_000, seed=1)
     report("prey population, T=10, greedy lookahead among 300", str(best), COMMAND)
     assert best.lower + 2 * best.lower_stderr >= 4.52
 
