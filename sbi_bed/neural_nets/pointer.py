@@ -21,6 +21,7 @@ class PointerHead(nn.Module):
         key_dim: Size of a key.
 
     Example:
+        >>> import torch
         >>> head = PointerHead(8, 2)
         >>> tokens, places = torch.randn(5, 3, 8), torch.randn(5, 3, 2)
         >>> head(torch.randn(5, 8), head.to_key(tokens), places).shape
