@@ -7,7 +7,7 @@ import torch
 from models import LinearGaussian
 from torch.distributions import Independent, Normal, constraints
 
-from sbi_bed.diagnostics import expected_utility
+from sbi_bed.diagnostics import expected_information_gain, expected_utility
 from sbi_bed.inference import DAD
 from sbi_bed.inference.trainers.design.refinement import refine_policy
 from sbi_bed.objectives import Decision, DecisionUtility
@@ -150,6 +150,8 @@ def test_wrong_decisions_are_refused():
         Decision("profit", [[1.0]])
     with pytest.raises(ValueError, match="actions must have shape"):
         Decision(GUESS.utility, torch.zeros(3))
+    with pytest.raises(ValueError, match="use expected_utility"):
+        expected_information_gain(model, RandomPolicy(model), 1, 8, bound=DecisionUtility(model, GUESS))
     with pytest.raises(TypeError, match="must be a Decision"):
         DecisionUtility(model, GUESS.utility)
     implicit = DesignSimulator(model.prior, model.simulate, model.design_space, reparameterized=True)

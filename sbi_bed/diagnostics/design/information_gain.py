@@ -97,6 +97,8 @@ def expected_information_gain(
         >>> gain.lower <= gain.upper
         True
     """
+    if bound is not None and bound.unit != "nats":
+        raise ValueError("the utility of a decision is no information gain: use expected_utility.")
     if isinstance(bound, NeuralBound):
         if not (prior is None and history is None and truth is None and proposal is None and max_gap is None):
             raise ValueError(

@@ -134,8 +134,8 @@ class DAD(StepTrainer):
         After a training of 50,000 experiments or more it is there already, with a warning if something is wrong.
 
         Raises:
-            ValueError: If nothing was trained, or the training was not towards the whole gain about theta: it went on from
-                a history, had a prior of its own, or a bound on the gain about models.
+            ValueError: If nothing was trained, or there are no simple policies to compare with: the training went on from a
+                history, had a prior of its own, or a bound on the gain about models.
         """
         if self._policy_report is None:
             if self.num_steps == 0 or not self._can_report:
