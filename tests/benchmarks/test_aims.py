@@ -33,11 +33,11 @@ def test_training_for_the_aim_beats_training_for_all_of_theta(name):
     build, horizon, aim = CASES[name]
     simulator = build()
 
-    def judged(policy, num_rollouts=2000):
+    def judged(policy, num_rollouts=1000):
         if "decision" in aim:
-            found = expected_utility(simulator, policy, horizon, SAYS_LATER, num_rollouts, 5000, seed=1)
+            found = expected_utility(simulator, policy, horizon, SAYS_LATER, num_rollouts, 2000, seed=1)
             return found.utility, found.stderr
-        found = expected_information_gain(simulator, policy, horizon, num_rollouts, 5000, bound=PCE(**aim), seed=1)
+        found = expected_information_gain(simulator, policy, horizon, num_rollouts, 2000, bound=PCE(**aim), seed=1)
         return found.lower, found.lower_stderr
 
     def trained(seed, for_aim):
@@ -45,7 +45,7 @@ def test_training_for_the_aim_beats_training_for_all_of_theta(name):
         policy, bound = DeepSetsPolicy(simulator), PCE(255, **({} if "decision" in aim or not for_aim else aim))
         if for_aim and "decision" in aim:
             bound = DecisionUtility(simulator, SAYS_LATER)
-        DAD(simulator, horizon, policy, bound=bound, show_progress_bars=False).train(400, 120, None, 3e-3, seed=seed)
+        DAD(simulator, horizon, policy, bound=bound, show_progress_bars=False).train(300, 120, None, 3e-3, seed=seed)
         return judged(policy)
 
     lookahead = {"objective": "utility", **aim} if "decision" in aim else aim
@@ -54,7 +54,7 @@ def test_training_for_the_aim_beats_training_for_all_of_theta(name):
     rows = {
         "trained for it": [trained(seed, True) for seed in SEEDS],
         "trained for all of theta": [trained(seed, False) for seed in SEEDS],
-        "greedy for it": [judged(GreedyPolicy(simulator, num_candidates=64, **lookahead), 256)],
+        "greedy for it": [judged(GreedyPolicy(simulator, num_candidates=64, **lookahead), 64)],
         "random": [judged(RandomPolicy(simulator))],
     }
     for policy, gains in rows.items():
