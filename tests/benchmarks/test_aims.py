@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from models import LinearGaussian
 from report import report
 
 from sbi_bed.diagnostics import expected_information_gain, expected_utility
@@ -22,6 +23,7 @@ SAYS_LATER = Decision(
 )
 OFFERS = [[reward, 60.0] for reward in (20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0)]
 CASES = {
+    "linear and Gaussian, 3 parameters, T=2, about one": (lambda: LinearGaussian(3), 2, {"of": [0]}),
     "pharmacokinetics, T=3, about k_e": (Pharmacokinetics, 3, {"of": [1]}),
     "discounting, T=4, about seven offers in 60 days": (HyperbolicDiscounting, 4, {"target_designs": OFFERS}),
     "discounting, T=4, utility of a choice made for the person": (HyperbolicDiscounting, 4, {"decision": SAYS_LATER}),
