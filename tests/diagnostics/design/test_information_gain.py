@@ -226,7 +226,7 @@ def test_wrong_arguments_are_refused(changes, error, message):
 
 
 def test_number_of_blocks_is_large_enough_for_a_standard_error():
-    assert module._NUM_BLOCKS >= 50
+    assert module.NUM_BLOCKS >= 50
 
 
 @pytest.mark.parametrize("proposal", [None, "posterior"])

@@ -242,15 +242,18 @@ class DAD(StepTrainer):
         self._to_build = False, False
 
     def _more_state(self) -> dict[str, Any]:
+        if not self.simulator.learns_likelihood:
+            return {}
         return {"learned": self.simulator.learned_state(), "num_improving": self._num_improving}
 
     def _recall(self, kept: dict[str, Any]) -> None:
-        if kept.get("learned") is not None:  # earlier checkpoints have none
+        if self.simulator.learns_likelihood:
             self.simulator.restore_learned(kept["learned"])
 
     def _restore(self, kept: dict[str, Any], file: Checkpoint) -> None:
         super()._restore(kept, file)
-        self._num_improving = kept.get("num_improving", self._num_improving)
+        if self.simulator.learns_likelihood:
+            self._num_improving = kept["num_improving"]
 
     def _choose_start(self, settings: StepSettings) -> None:
         if self._num_starts == 1:
