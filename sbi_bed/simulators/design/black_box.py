@@ -69,6 +69,7 @@ def process_design_simulator(
 
     Example:
         >>> import numpy as np
+        >>> from torch.distributions import constraints
         >>> prior = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
         >>> simulator = process_design_simulator(
         ...     lambda theta, time: theta[0] + theta[1] * time + 0.1 * np.random.normal(),  # one theta at a time
@@ -113,6 +114,7 @@ class BlackBoxSimulator(DesignSimulator):
             `DesignSimulator` does.
 
     Example:
+        >>> from torch.distributions import constraints
         >>> prior = torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1))
         >>> simulator = BlackBoxSimulator(
         ...     lambda theta, dose: torch.poisson((theta + dose).exp()), prior, constraints.interval(0.0, 1.0)

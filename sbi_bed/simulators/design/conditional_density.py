@@ -69,7 +69,7 @@ class ConditionalDensity(nn.Module):
         self.config = {"num_components": num_components, "num_hidden": num_hidden, "rank": rank, "net_dim": net_dim}
         self.theta_scaling, self.design_scaling, self.outcome_scaling = map(Scaling, (theta, design, outcome))
         self.factors = nn.ModuleList(
-            _Factor(theta.shape[-1], design.shape[-1] + j, outcome[:, j], **self.config)
+            _Factor(self.theta_scaling.num_read, self.design_scaling.num_read + j, outcome[:, j], **self.config)
             for j in range(outcome.shape[-1])
         )
 

@@ -14,10 +14,14 @@ class Scaling(nn.Module):
     """Values (..., F) to coordinates of order one, each by the map that its distribution asks for.
 
     Positive values over more than two decades are read in logs if that makes them less skewed, values with heavy tails by
-    asinh, others as they are.
+    asinh, others as they are. Nets read all positive values over two decades in logs, too: what matters may happen in a
+    small part of a long range, such as the first hour of a hundred.
 
     Args:
         values: Draws (N, F) that show the distributions.
+
+    Attributes:
+        num_read: Coordinates of `read`.
     """
 
     kind: Tensor
@@ -27,6 +31,8 @@ class Scaling(nn.Module):
     scale: Tensor
     low: Tensor
     high: Tensor
+    log_loc: Tensor
+    log_scale: Tensor
 
     def __init__(self, values: Tensor):
         super().__init__()
@@ -34,8 +40,8 @@ class Scaling(nn.Module):
         low, lower, middle, upper, high = torch.quantile(
             values[: 10**5], torch.tensor([0.001, 0.1, 0.5, 0.9, 0.999]).double(), 0
         )
-        is_log = (values > 0).all(0) & (high > 100 * low)
-        is_log &= _skewness(values.abs().clamp_min(1e-300).log()).abs() < _skewness(values).abs()
+        is_wide = (values > 0).all(0) & (high > 100 * low)
+        is_log = is_wide & (_skewness(values.abs().clamp_min(1e-300).log()).abs() < _skewness(values).abs())
         heavy = (high - low) > 8 * (upper - lower)
         width = (upper - lower).where(upper > lower, values.std(0, correction=0)).clamp_min(1e-30)
         self.register_buffer("low", values.amin(0))
@@ -47,15 +53,25 @@ class Scaling(nn.Module):
         sd = free.std(0, correction=0)
         self.register_buffer("loc", free.mean(0))
         self.register_buffer("scale", sd.where(sd > 1e-9, 1.0))
+        self._in_logs_too = (is_wide & ~is_log).nonzero().flatten().tolist()
+        self.num_read = values.shape[-1] + len(self._in_logs_too)
+        logs = values[:, self._in_logs_too].log()
+        self.register_buffer("log_loc", logs.mean(0))
+        self.register_buffer("log_scale", (logs - logs.mean(0)).square().mean(0).sqrt())
 
     def forward(self, value: Tensor) -> Tensor:
         """Coordinates (..., F)."""
         return (self._free(value) - self.loc.to(value)) / self.scale.to(value)
 
     def read(self, value: Tensor) -> Tensor:
-        """Coordinates (..., F) for a net. Beyond the range it answers as at its end, and does not extrapolate."""
+        """Coordinates (..., num_read) for a net. Beyond the range it answers as at its end, and does not extrapolate."""
         low, high = (self(end).to(value) for end in (self.low, self.high))
-        return self(value).clamp(low, high)
+        read = self(value).clamp(low, high)
+        if not self._in_logs_too:
+            return read
+        low, high = (end[self._in_logs_too].to(value) for end in (self.low, self.high))
+        logs = value[..., self._in_logs_too].clamp(low, high).log()
+        return torch.cat([read, (logs - self.log_loc.to(value)) / self.log_scale.to(value)], -1)
 
     def inverse(self, z: Tensor) -> Tensor:
         """Values (..., F)."""

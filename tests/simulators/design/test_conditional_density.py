@@ -79,7 +79,7 @@ def test_probabilities_sum_to_one(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_learned_density_is_calibrated_and_draws_what_it_says(kind):
     torch.manual_seed(1)
-    data = trials(KINDS[kind])
+    data = [torch.cat(x) for x in zip(*(trials(KINDS[kind]) for _ in range(4)), strict=True)]  # 4,000 leave up to .06
     density = ConditionalDensity(*data)
     fit_density(density, *data, num_steps=300)
     fresh = trials(KINDS[kind])
@@ -104,6 +104,24 @@ def test_learned_likelihoods_are_close_to_the_exact_ones():
         fit_density(density, *data, num_steps=300)
         gap = exact(*fresh).squeeze(-1) - density.log_prob(*fresh).detach()
         assert 0 - 3 * gap.std() / math.sqrt(NUM) < gap.mean() < 0.05, kind  # Kullback-Leibler divergence, nats
+
+
+def test_what_happens_early_in_a_long_range_is_learned():
+    """A decay with log rates from −4.6 to 1.1, measured within 100 hours: at most rates all is over in a few hours."""
+
+    def simulate(num, hours):
+        theta = torch.stack([1 + 4 * torch.rand(num), 5.7 * torch.rand(num) - 4.6], -1)
+        design = hours * torch.rand(num, 1)
+        noisy = Normal(theta[:, :1] * (-theta[:, 1:].exp() * design).exp(), 0.1)
+        return noisy, (theta, design, noisy.sample())
+
+    data = simulate(20_000, 100.0)[1]
+    density = ConditionalDensity(*data)
+    fit_density(density, *data, num_steps=500)
+    for hours, most in ((100.0, 0.03), (2.0, 0.5)):  # without logs of hours .04 and 1.0
+        exact, fresh = simulate(4000, hours)
+        gap = exact.log_prob(fresh[2]).squeeze(-1) - density.log_prob(*fresh).detach()
+        assert gap.mean() < most + 2 * gap.std() / math.sqrt(len(gap))
 
 
 def test_draws_have_the_gradients_of_the_distribution_function():
