@@ -101,9 +101,9 @@ def plot_posterior_spread(
         axes.plot(trials, error, "s--", color=ORANGE, label="distance of the posterior mean from the truth")
     if refined_after is not None:
         axes.axvline(refined_after, color=GREY, linewidth=1)
-        axes.annotate(" policy refined", (refined_after, 0.03), xycoords=("data", "axes fraction"), fontsize=8)
+        axes.annotate(" policy refined", (refined_after, 0.95), xycoords=("data", "axes fraction"), fontsize=8)
     axes.set(xlabel="trials", ylabel="distance", yscale="log", title="What it came to know")
-    axes.legend(fontsize=8, loc="upper right")
+    axes.legend(fontsize=8, loc="lower left")
     return axes
 
 
