@@ -1,6 +1,7 @@
 """Files of two-arm experiments, written before there were experiments with more arms, give the same numbers."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ RECORDED = Path(__file__).parent / "recorded"
 EXPECTED = json.loads((RECORDED / "expected.json").read_text())
 
 
+@pytest.mark.skipif("SEED_OFFSET" in os.environ, reason="the recorded arms were drawn with the recorded seed")
 @pytest.mark.parametrize("name", EXPECTED)
 @pytest.mark.filterwarnings("ignore:outcomes hardly vary")
 def test_recorded_experiments(name):
