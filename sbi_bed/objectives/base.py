@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..simulators.experiments import Batch, Experiments, sampler_of
 from ..utils.checks import check_count
 from .bounds import estimate_bounds
-from .losses import log_prob_of_drawn
+from .losses import drawn_loss, log_prob_of_drawn
 
 __all__ = ["Bound", "NeuralBound"]
 
@@ -165,8 +165,7 @@ class NeuralBound(Bound):
             scored = drawn if scored is None else scored + drawn
         if scored is None:
             return loss, terms
-        others = (terms.sum() - terms) / max(1, len(terms) - 1)
-        return loss - ((terms - others) * scored.sum(-1)).mean() / self._scale, terms
+        return loss + drawn_loss(terms, scored) / self._scale, terms
 
     def loss(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Loss, a scalar whose gradient trains net and policy, and the terms (B,), detached."""

@@ -28,6 +28,7 @@ __all__ = [
     "NUM_BLOCKS",
     "InformationGain",
     "accumulate_bounds",
+    "blocks_of",
     "check_rollouts",
     "estimate_bounds",
     "estimate_target_bounds",
@@ -119,7 +120,7 @@ def estimate_bounds(
         log_likelihood,
         log_likelihood,
         add,
-        torch.arange(num_rollouts).tensor_split(min(NUM_BLOCKS, num_rollouts)),
+        blocks_of(num_rollouts),
         num_contrastive,
         max_gap=max_gap,
         max_contrastive=max_contrastive,
@@ -141,7 +142,7 @@ def estimate_target_bounds(
         num_contrastive: Contrastive samples L of each.
     """
     target.check(experiments)
-    blocks = torch.arange(num_rollouts).tensor_split(min(NUM_BLOCKS, num_rollouts))
+    blocks = blocks_of(num_rollouts)
     lower, upper = torch.zeros(2, num_rollouts).unbind()
     for block in blocks:
         batch = experiments.run(policy, len(block))
@@ -155,6 +156,11 @@ def estimate_target_bounds(
     return InformationGain(
         float(lower.mean()), float(upper.mean()), *errors, num_contrastive, num_rollouts, lower, upper
     )
+
+
+def blocks_of(num_rollouts: int) -> tuple[Tensor, ...]:
+    """Indices of rollouts in blocks, each with contrastive samples of its own."""
+    return torch.arange(num_rollouts).tensor_split(min(NUM_BLOCKS, num_rollouts))
 
 
 def check_rollouts(outcomes: Tensor, log_likelihood: Tensor) -> Tensor:

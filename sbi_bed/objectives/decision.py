@@ -20,7 +20,7 @@ from ..simulators.base import DesignSimulator
 from ..simulators.design_space import as_design_space
 from ..simulators.experiments import Experiments
 from ..utils.seeding import seeded
-from .bounds import NUM_BLOCKS, check_rollouts
+from .bounds import blocks_of, check_rollouts
 from .contrastive import log_likelihood_of_history
 
 __all__ = ["Decision", "estimate_utility"]
@@ -143,7 +143,7 @@ def estimate_utility(
         num_contrastive: Draws θ_l that each decision is made from.
     """
     simulator, utilities = experiments.simulator, []
-    for block in torch.arange(num_rollouts).tensor_split(min(NUM_BLOCKS, num_rollouts)):
+    for block in blocks_of(num_rollouts):
         batch = experiments.run(policy, len(block))
         own = log_likelihood_of_history(simulator, batch.theta, *batch.trials)
         check_rollouts(batch.trials.outcomes, own)

@@ -30,7 +30,14 @@ from ..simulators.base import DesignSimulator
 from ..simulators.rollout import Rollout
 from .contrastive import log_likelihood_of_history, log_sum_likelihood, snmc, spce
 
-__all__ = ["Baseline", "log_prob_of_drawn", "pathwise_loss", "score_function_loss", "score_function_surrogate"]
+__all__ = [
+    "Baseline",
+    "drawn_loss",
+    "log_prob_of_drawn",
+    "pathwise_loss",
+    "score_function_loss",
+    "score_function_surrogate",
+]
 
 Baseline = Literal["prefix", "mean", "none"]
 
@@ -126,7 +133,7 @@ def log_prob_of_drawn(
     """
     if trials.outcomes.requires_grad:
         if simulator.pathwise:
-            return torch.zeros_like(trials.outcomes[..., 0], requires_grad=False)
+            return torch.zeros_like(trials.outcomes[..., 0])
         return simulator.log_discrete(theta.unsqueeze(-2), trials.designs, trials.outcomes.detach())
     return log_likelihood_of_history(simulator, theta, *trials) if log_likelihood is None else log_likelihood
 
@@ -147,3 +154,14 @@ def score_function_surrogate(bounds: Tensor, scored: Tensor, baseline: Baseline)
         others = (advantage.sum(0) - advantage) / max(1, len(advantage) - 1)
         weight = advantage - others
     return -((weight * scored).sum(-1).mean() + bounds[:, -1].mean())
+
+
+def drawn_loss(terms: Tensor, log_probs: Tensor) -> Tensor:
+    """Surrogate (scalar) for the gradient of −mean(terms) through what was drawn, with the others' mean as control variate.
+
+    Args:
+        terms: Terms (B,), detached.
+        log_probs: Log-probabilities (B, T) of what was drawn, attached to the policy.
+    """
+    others = (terms.sum() - terms) / max(1, len(terms) - 1)
+    return -((terms - others) * log_probs.sum(-1)).mean()

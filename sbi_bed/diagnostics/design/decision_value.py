@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...objectives.bounds import NUM_BLOCKS, stderr_over_blocks
+from ...objectives.bounds import blocks_of, stderr_over_blocks
 from ...objectives.decision import Decision, estimate_utility
 from ...simulators.base import DesignSimulator
 from ...simulators.experiments import Experiments, sampler_of
@@ -115,7 +115,5 @@ def expected_utility(
         equal = torch.full((1, num_contrastive), 1 / num_contrastive, dtype=theta.dtype)
         without = decision.utility(others, decision.best_actions(theta, equal)).mean()
         certain = decision.values(others).amax(-1).mean() if decision.is_finite else math.nan
-    blocks = torch.arange(num_rollouts).tensor_split(min(NUM_BLOCKS, num_rollouts))
-    return ExpectedUtility(
-        float(samples.mean()), stderr_over_blocks(samples, blocks), float(without), float(certain), samples
-    )
+    error = stderr_over_blocks(samples, blocks_of(num_rollouts))
+    return ExpectedUtility(float(samples.mean()), error, float(without), float(certain), samples)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ....objectives.base import Bound, NeuralBound
 from ....objectives.critics import InfoNCE
+from ....objectives.losses import drawn_loss
 from ....objectives.pce import PCE
 from ....policies.base import Policy
 from ....policies.design.static import StaticPolicy
@@ -32,7 +33,7 @@ from ..by_steps import StepTrainer
 from ..checkpoint import Checkpoint
 from ..settings import StepSettings
 from .bounded_gradients import BoundedGradients
-from .drawn_choices import DrawnChoices, choices_loss
+from .drawn_choices import DrawnChoices
 from .moved_arguments import bound_with_moved_arguments
 from .policy_report import PolicyReport, report_on
 
@@ -305,7 +306,7 @@ class DAD(StepTrainer):
             batch = batch._replace(log_choices=drawn.log_choices(batch.trials.designs.shape[-2]))
         loss, terms = self.bound.training_loss(batch, self.experiments)
         if batch.log_choices is not None and not self.bound.scores_choices:
-            loss = loss + choices_loss(terms, batch.log_choices)
+            loss = loss + drawn_loss(terms, batch.log_choices)
         return loss, terms.mean()
 
     def _finish(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ....simulators.design_space import DesignSpace
 
-__all__ = ["DrawnChoices", "choices_loss"]
+__all__ = ["DrawnChoices"]
 
 
 class DrawnChoices:
@@ -51,9 +51,3 @@ class DrawnChoices:
     def suits(policy: Any, design_space: DesignSpace) -> bool:
         """Whether there is something to draw, and the policy can be told to."""
         return design_space.has_choices and len(inspect.signature(policy.propose).parameters) > 1
-
-
-def choices_loss(terms: Tensor, log_choices: Tensor) -> Tensor:
-    """Surrogate (scalar) for the gradient of −mean(terms) through draws: terms (B,), log-probabilities (B, T)."""
-    others = (terms.sum() - terms) / max(1, len(terms) - 1)
-    return -((terms - others) * log_choices.sum(-1)).mean()
